@@ -1,0 +1,232 @@
+"""What a framework package fulfils, and how it is loaded. Standard library only.
+
+The boundary is numpy and plain data: canonical weights (torchvision names, PyTorch layouts), NHWC images and frozen specs go
+in; numpy comes back. Behind it everything is native. The three packages are mirrored rooms: same files, same functions.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import importlib
+import importlib.util
+import os
+import sys
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, Protocol
+
+from triptych.core.errors import FrameworkMissing, UsageError
+
+if TYPE_CHECKING:
+    import numpy as np
+
+    from triptych.core.recipe import Recipe
+    from triptych.core.spec import Preprocessing, Spec
+
+    Arrays = dict[str, np.ndarray]
+
+PRECISIONS = ("float32", "float64")
+DEVICES = ("auto", "cpu", "cuda", "mps", "tpu")
+
+
+@dataclass(frozen=True, slots=True)
+class Framework:
+    """One row of the framework table: where its room is, which imports it needs, and which extra installs them."""
+
+    name: str
+    title: str
+    package: str
+    needs: tuple[str, ...]
+    extra: str
+
+
+FRAMEWORKS: dict[str, Framework] = {
+    row.name: row
+    for row in (
+        Framework("pytorch", "PyTorch", "triptych.in_pytorch", ("torch", "torchvision"), "pytorch"),
+        Framework("tensorflow", "TensorFlow/Keras", "triptych.in_tensorflow", ("tensorflow", "keras"), "tensorflow"),
+        Framework("jax", "JAX/Flax", "triptych.in_jax", ("jax", "flax", "optax"), "jax"),
+    )
+}
+
+
+@dataclass(slots=True)
+class Forward:
+    """One forward pass: named intermediates in execution order (NHWC), and the running state after it (canonical names).
+
+    In eval mode `state` is empty. The model itself is left as it was.
+    """
+
+    intermediates: Arrays
+    state: Arrays = field(default_factory=dict)
+
+
+@dataclass(slots=True)
+class Gradients:
+    """Loss (mean over the batch) and the gradient of every parameter, canonical names and layouts."""
+
+    loss: float
+    gradients: Arrays
+
+
+@dataclass(slots=True)
+class TrainingState:
+    """All that a training step reads and writes, canonical: weights with statistics, optimizer slots by name, EMA, step count."""
+
+    weights: Arrays
+    slots: dict[str, Arrays]
+    ema: Arrays
+    step: int
+
+
+class Model(Protocol):
+    """A native model behind the numpy boundary. Thread-compatible, not thread-safe."""
+
+    framework: str
+    spec: Spec
+    precision: str
+    device: str
+    native: Any
+    """The nn.Module, the keras.Model, or (flax module, variables): the user's own to use."""
+
+    def predict(self, images: np.ndarray, batch_size: int | None = None) -> np.ndarray:
+        """(N, H, W, C) preprocessed images -> (N, classes) logits, in eval mode, `batch_size` at a time."""
+        ...
+
+    def forward(self, images: np.ndarray, *, training: bool = False, layer_inputs: Mapping[str, np.ndarray] | None = None) -> Forward:
+        """One pass with every intermediate of `spec.intermediates()`. Dropout is off in both modes.
+
+        `layer_inputs` replaces the input of the named layers (NHWC): a probe that shows one layer an input of our choice.
+        """
+        ...
+
+    def weights(self) -> Arrays:
+        """The canonical state, bit for bit."""
+        ...
+
+    def load_weights(self, weights: Mapping[str, np.ndarray]) -> None:
+        """Take a canonical state, bit for bit."""
+        ...
+
+    def intercept(self, layer: str, wrapper: Callable[..., Any]) -> contextlib.AbstractContextManager[None]:
+        """While open, `layer` computes `wrapper(native_layer, call, x)` in place of `call(x)`, on native tensors.
+
+        The seam for planted faults and debugging; passes are traced anew inside it and after it.
+        """
+        ...
+
+
+class Trainer(Protocol):
+    """One recipe executed natively on one model."""
+
+    model: Model
+    recipe: Recipe
+
+    def gradients(self, images: np.ndarray, labels: np.ndarray) -> Gradients:
+        """Loss and gradients in train mode; nothing is updated."""
+        ...
+
+    def apply(self, gradients: Mapping[str, np.ndarray], learning_rate: float) -> None:
+        """The optimizer (and EMA) alone, given gradients; BatchNorm statistics stay."""
+        ...
+
+    def step(self, images: np.ndarray, labels: np.ndarray, learning_rate: float) -> float:
+        """One whole training step; returns the loss before the update."""
+        ...
+
+    def state(self) -> TrainingState:
+        """The canonical training state, bit for bit."""
+        ...
+
+    def load_state(self, state: TrainingState) -> None:
+        """Take a canonical training state, bit for bit."""
+        ...
+
+
+class Room(Protocol):
+    """The functions of a framework package (`triptych.in_jax`, ...)."""
+
+    def create_model(self, spec: Spec, weights: Mapping[str, np.ndarray], *, precision: str, device: str) -> Model:
+        """The native model with these canonical weights."""
+        ...
+
+    def create_trainer(self, model: Model, recipe: Recipe) -> Trainer:
+        """A trainer at step 0: slots zero, EMA equal to the weights."""
+        ...
+
+    def decode(self, encoded: bytes, channels: int) -> np.ndarray:
+        """JPEG or PNG bytes, already vetted by `data.images`, -> (H, W, C) uint8, natively decoded (numerics 19)."""
+        ...
+
+    def resize(self, image: np.ndarray, box: Any) -> np.ndarray:
+        """(H, W, C) uint8 -> resized and cropped (crop, crop, C) float32 in [0, 255], never rounded (numerics 20)."""
+        ...
+
+    def preprocess(self, image: np.ndarray, preprocessing: Preprocessing) -> np.ndarray:
+        """(H, W, C) uint8 -> (crop, crop, C) float32, resized, cropped and normalized natively."""
+        ...
+
+    def versions(self) -> dict[str, str]:
+        """Versions of the libraries under this room."""
+        ...
+
+
+def installed() -> list[str]:
+    """The frameworks whose libraries can be found, without importing them."""
+    return [name for name, row in FRAMEWORKS.items() if all(importlib.util.find_spec(need) for need in row.needs)]
+
+
+def framework(name: str) -> Framework:
+    """The row called `name`; UsageError when there is none."""
+    if name not in FRAMEWORKS:
+        raise UsageError(f"unknown framework {name!r}; choose from {', '.join(FRAMEWORKS)}")
+    return FRAMEWORKS[name]
+
+
+def load(name: str) -> Any:
+    """Import the room of a framework, in an order that is safe whatever was imported before (`_triton_before_tensorflow`).
+
+    Raises FrameworkMissing with the exact pip line, UsageError for an unknown name.
+    """
+    row = framework(name)
+    missing = [need for need in row.needs if importlib.util.find_spec(need) is None]
+    if missing:
+        raise FrameworkMissing(f"{row.title} is not installed ({', '.join(missing)} not found). Install it with: pip install 'triptych[{row.extra}]'")
+    _triton_before_tensorflow()
+    return importlib.import_module(row.package)
+
+
+def _triton_before_tensorflow() -> None:
+    """Load triton, when installed, before TensorFlow: both carry LLVM, and triton loaded second binds to TensorFlow's and crashes.
+
+    When the caller has imported TensorFlow already, triton is loaded with RTLD_DEEPBIND, which makes it prefer its own symbols.
+    """
+    if "triton" in sys.modules or importlib.util.find_spec("triton") is None:
+        return
+    if "tensorflow" not in sys.modules:
+        importlib.import_module("triton")
+        return
+    flags = sys.getdlopenflags()
+    sys.setdlopenflags(flags | getattr(os, "RTLD_DEEPBIND", 0))
+    try:
+        importlib.import_module("triton")
+    finally:
+        sys.setdlopenflags(flags)
+
+
+def check_precision(precision: str) -> None:
+    """UsageError unless `precision` is one we prove."""
+    if precision not in PRECISIONS:
+        raise UsageError(f"unknown precision {precision!r}; choose from {', '.join(PRECISIONS)}")
+
+
+def check_device(device: str) -> None:
+    """UsageError unless `device` is one we know by name."""
+    if device not in DEVICES:
+        raise UsageError(f"unknown device {device!r}; choose from {', '.join(DEVICES)}")
+
+
+__all__ = [
+    "DEVICES", "FRAMEWORKS", "PRECISIONS", "Forward", "Framework", "Gradients", "Model", "Room", "Trainer", "TrainingState",
+    "check_device", "check_precision", "framework", "installed", "load",
+]  # fmt: skip

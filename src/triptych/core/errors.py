@@ -1,0 +1,39 @@
+"""Errors with an exit code: what was given, what is allowed, what to do."""
+
+from __future__ import annotations
+
+
+class TriptychError(Exception):
+    """An error meant for the user; the command line prints its message, without a traceback, and exits with `exit_code`."""
+
+    exit_code = 1
+
+
+class UsageError(TriptychError):
+    """A name, option or combination that does not exist."""
+
+    exit_code = 2
+
+
+class FrameworkMissing(TriptychError):
+    """A framework is not installed; the message is the exact pip line."""
+
+    exit_code = 3
+
+
+class ParityFailed(TriptychError):
+    """The ladder found a divergence."""
+
+    exit_code = 4
+
+
+class InputRefused(TriptychError):
+    """A file was refused: damaged, unsafe, or not what the command takes."""
+
+    exit_code = 8
+
+
+class StorageError(TriptychError):
+    """Writing failed: disk full, read-only, or the directory exists already."""
+
+    exit_code = 10

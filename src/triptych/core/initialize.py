@@ -1,0 +1,76 @@
+"""Canonical initial weights from a seed: no framework is the master.
+
+Two recipes: `initial_weights` for training (He et al. 2015 as torchvision does it: normal, fan-out), `parity_weights` for
+proofs. Random initialization hides faults (gamma 1, beta 0, statistics 0 and 1 make whole formulas invisible) and is
+degenerate in eval mode, so a proof uses weights in which every term of every formula counts.
+"""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+
+from triptych.core import philox
+from triptych.core.spec import Spec, TensorSpec
+
+Weights = dict[str, np.ndarray]
+
+
+def initial_weights(spec: Spec, seed: int, precision: str = "float32") -> Weights:
+    """Weights to train from: convolutions N(0, 2 / fan_out); linear layers uniform ±1/sqrt(fan_in); gamma 1, beta 0.
+
+    Computed in float64 and rounded once to `precision`, tensor by tensor from its own stream, so that adding a tensor
+    changes no other.
+    """
+    return {tensor.name: _initial(tensor, spec, seed).astype(dtype_of(tensor, precision)) for tensor in spec.tensors()}
+
+
+def _initial(tensor: TensorSpec, spec: Spec, seed: int) -> np.ndarray:
+    stream, shape = f"initialize/{seed}/{tensor.name}", tensor.shape
+    if tensor.kind == "conv_weight":
+        fan_out = shape[0] * shape[2] * shape[3]
+        return philox.normal(stream, shape) * math.sqrt(2.0 / fan_out)
+    if tensor.kind in ("linear_weight", "bias"):
+        fan_in = spec.layer(tensor.layer).in_channels
+        return (philox.uniform(stream, shape) * 2.0 - 1.0) / math.sqrt(fan_in)
+    return np.full(shape, 1.0 if tensor.kind in ("norm_weight", "running_var") else 0.0)
+
+
+def parity_weights(spec: Spec, seed: int, precision: str = "float64") -> Weights:
+    """Weights for proofs: gamma in [0.5, 1.5], beta ~ N(0, 0.2), non-zero biases; convolutions and linear layers as above.
+
+    The running statistics are placeholders (0 and 1) until one train-mode pass has calibrated them (`calibrated`).
+    """
+    weights = initial_weights(spec, seed, precision)
+    for tensor in spec.tensors():
+        stream, dtype = f"parity/{seed}/{tensor.name}", dtype_of(tensor, precision)
+        if tensor.kind == "norm_weight":
+            weights[tensor.name] = (0.5 + philox.uniform(stream, tensor.shape)).astype(dtype)
+        elif tensor.kind in ("norm_bias", "bias"):
+            weights[tensor.name] = (0.2 * philox.normal(stream, tensor.shape)).astype(dtype)
+    return weights
+
+
+def calibrated(spec: Spec, weights: Weights, after: Weights, momentum: float) -> Weights:
+    """`weights` with the running statistics that one train-mode pass (`after`, from `weights`) implies for its batch.
+
+    r_after = (1 - m) r + m s is solved for s and rounded to 8 bits of mantissa, so that the numbers, and with them the hash of
+    the weights, do not depend on the last bits of the framework that ran the pass.
+    """
+    out = dict(weights)
+    for tensor in spec.tensors():
+        if tensor.kind in ("running_mean", "running_var"):
+            old, new = weights[tensor.name].astype(np.float64), after[tensor.name].astype(np.float64)
+            out[tensor.name] = _coarse((new - (1.0 - momentum) * old) / momentum).astype(weights[tensor.name].dtype)
+    return out
+
+
+def _coarse(x: np.ndarray) -> np.ndarray:
+    mantissa, exponent = np.frexp(x)
+    return np.ldexp(np.round(mantissa * 256.0) / 256.0, exponent)
+
+
+def dtype_of(tensor: TensorSpec, precision: str) -> np.dtype:
+    """Counters are int64 in every precision; everything else has the precision of the run."""
+    return np.dtype(np.int64 if tensor.kind == "batch_counter" else precision)

@@ -1,0 +1,334 @@
+"""What a model is: frozen dataclasses in which every constant is explicit. Standard library only.
+
+A spec expands into one *layer table* (`spec.layers()`), in execution order. Names and shapes of the state
+(`spec.tensors()`), named intermediates (`spec.intermediates()`) and cost (`core/cost.py`) are read off that table, so the
+three native implementations are held to one description that none of them owns.
+
+Shape legend of the project: N batch, H height, W width, C channels, O/I output/input channels of a weight.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any, Literal
+
+Op = Literal["conv", "batch_norm", "relu", "max_pool", "pad_shortcut", "global_average_pool", "flatten", "linear", "dropout"]
+Kind = Literal["conv_weight", "linear_weight", "bias", "norm_weight", "norm_bias", "running_mean", "running_var", "batch_counter"]
+
+TRAINABLE: frozenset[str] = frozenset({"conv_weight", "linear_weight", "bias", "norm_weight", "norm_bias"})
+
+
+@dataclass(frozen=True, slots=True)
+class TensorSpec:
+    """One tensor of a model's state: canonical (torchvision) name, PyTorch layout, and what it is."""
+
+    name: str
+    shape: tuple[int, ...]
+    kind: Kind
+
+    @property
+    def trainable(self) -> bool:
+        """Whether an optimizer moves it; the others are BatchNorm statistics and counters."""
+        return self.kind in TRAINABLE
+
+    @property
+    def layer(self) -> str:
+        """The layer that owns it: `layer1.0.bn1.weight` -> `layer1.0.bn1`."""
+        return self.name.rpartition(".")[0]
+
+
+@dataclass(frozen=True, slots=True)
+class Layer:
+    """One row of the layer table. `size` is the output's height (= width); 1 after global pooling or flattening."""
+
+    name: str
+    op: Op
+    in_channels: int
+    out_channels: int
+    size: int
+    kernel: int = 1
+    stride: int = 1
+    padding: int = 0
+    bias: bool = False
+
+    def tensors(self) -> Iterator[TensorSpec]:
+        """The state this layer owns, in state-dict order."""
+        if self.op == "conv":
+            yield TensorSpec(f"{self.name}.weight", (self.out_channels, self.in_channels, self.kernel, self.kernel), "conv_weight")
+        elif self.op == "linear":
+            yield TensorSpec(f"{self.name}.weight", (self.out_channels, self.in_channels), "linear_weight")
+        elif self.op == "batch_norm":
+            yield TensorSpec(f"{self.name}.weight", (self.out_channels,), "norm_weight")
+            yield TensorSpec(f"{self.name}.bias", (self.out_channels,), "norm_bias")
+            yield TensorSpec(f"{self.name}.running_mean", (self.out_channels,), "running_mean")
+            yield TensorSpec(f"{self.name}.running_var", (self.out_channels,), "running_var")
+            yield TensorSpec(f"{self.name}.num_batches_tracked", (), "batch_counter")
+        if self.bias:
+            yield TensorSpec(f"{self.name}.bias", (self.out_channels,), "bias")
+
+
+@dataclass(frozen=True, slots=True)
+class BatchNormSpec:
+    """PyTorch's BatchNorm: `momentum` weighs the *new* batch; the running variance is unbiased, n/(n-1); two-pass variance."""
+
+    epsilon: float
+    momentum: float
+
+
+@dataclass(frozen=True, slots=True)
+class Preprocessing:
+    """What happens to a decoded image before the model sees it, as data; executed natively in each framework.
+
+    `resize_short_side` (None: keep the size) is followed by a centred crop of `crop` pixels; then `(x / 255 - mean) / std`.
+    Resizing is float32, bilinear, antialiased, never rounded to integers (numerics 20, 21).
+    """
+
+    resize_short_side: int | None
+    crop: int
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+
+    @property
+    def channels(self) -> int:
+        """Channels of the decoded image: 3 (RGB) or 1 (grey)."""
+        return len(self.mean)
+
+
+@dataclass(frozen=True, slots=True)
+class PoolSpec:
+    """Max pooling with symmetric padding of minus-infinity semantics (numerics 2, 3)."""
+
+    kernel: int
+    stride: int
+    padding: int
+
+
+@dataclass(frozen=True, slots=True)
+class StemSpec:
+    """The first convolution of a ResNet and the optional max-pool behind it."""
+
+    width: int
+    kernel: int
+    stride: int
+    padding: int
+    max_pool: PoolSpec | None
+
+
+@dataclass(frozen=True, slots=True)
+class StageSpec:
+    """A run of residual blocks; `stride` is that of its first block."""
+
+    blocks: int
+    width: int
+    stride: int
+
+
+@dataclass(frozen=True, slots=True)
+class BlockSpec:
+    """One residual block as the stages expand to it. v1.5: a bottleneck's stride sits on its 3x3 convolution."""
+
+    name: str
+    kind: Literal["basic", "bottleneck"]
+    in_channels: int
+    width: int
+    out_channels: int
+    stride: int
+    shortcut: Literal["identity", "projection", "pad"]
+
+
+class _Spec:
+    """What every spec derives from its layer table."""
+
+    __slots__ = ()
+
+    def layers(self) -> tuple[Layer, ...]:
+        """The layer table, in execution order."""
+        raise NotImplementedError
+
+    def tensors(self) -> tuple[TensorSpec, ...]:
+        """The whole state (parameters, statistics, counters), in state-dict order."""
+        return tuple(tensor for layer in self.layers() for tensor in layer.tensors())
+
+    def parameters(self) -> tuple[TensorSpec, ...]:
+        """The trainable part of the state."""
+        return tuple(tensor for tensor in self.tensors() if tensor.trainable)
+
+    def intermediates(self) -> tuple[str, ...]:
+        """Names of the intermediates every implementation returns, in execution order; the last one is the logits."""
+        return tuple(layer.name for layer in self.layers() if layer.op != "dropout")
+
+    def layer(self, name: str) -> Layer:
+        """The row called `name`; KeyError when there is none."""
+        for layer in self.layers():
+            if layer.name == name:
+                return layer
+        raise KeyError(name)
+
+
+@dataclass(frozen=True, slots=True)
+class ResNetSpec(_Spec):
+    """A residual network for classification: ImageNet v1.5 (He et al. 2015 with the stride on the 3x3) or CIFAR (§4.2).
+
+    `shortcut` says how a block that changes shape joins: `projection` (option B: 1x1 convolution + BatchNorm) or `pad`
+    (option A: subsample, then zero channels on both sides; no parameters).
+    """
+
+    name: str
+    block: Literal["basic", "bottleneck"]
+    stem: StemSpec
+    stages: tuple[StageSpec, ...]
+    shortcut: Literal["projection", "pad"]
+    batch_norm: BatchNormSpec
+    num_classes: int
+    in_channels: int
+    image_size: int
+    preprocessing: Preprocessing
+
+    family = "resnet"
+    head = "fc"
+
+    @property
+    def input_shape(self) -> tuple[int, int, int]:
+        """(H, W, C) of one input image."""
+        return (self.image_size, self.image_size, self.in_channels)
+
+    @property
+    def expansion(self) -> int:
+        """Output channels of a block over its width: 4 for bottlenecks, 1 for basic blocks."""
+        return 4 if self.block == "bottleneck" else 1
+
+    def blocks(self) -> Iterator[BlockSpec]:
+        """The residual blocks in execution order, named as torchvision names them (`layer1.0`, ...)."""
+        channels = self.stem.width
+        for i, stage in enumerate(self.stages, start=1):
+            out_channels = stage.width * self.expansion
+            for j in range(stage.blocks):
+                stride = stage.stride if j == 0 else 1
+                changes = stride != 1 or channels != out_channels
+                shortcut = self.shortcut if changes else "identity"
+                yield BlockSpec(f"layer{i}.{j}", self.block, channels, stage.width, out_channels, stride, shortcut)
+                channels = out_channels
+
+    def layers(self) -> tuple[Layer, ...]:
+        """The layer table, in execution order."""
+        return tuple(self._layers())
+
+    def _layers(self) -> Iterator[Layer]:
+        stem, size = self.stem, self.image_size
+        size = _out(size, stem.kernel, stem.stride, stem.padding)
+        yield Layer("conv1", "conv", self.in_channels, stem.width, size, stem.kernel, stem.stride, stem.padding)
+        yield Layer("bn1", "batch_norm", stem.width, stem.width, size)
+        yield Layer("relu", "relu", stem.width, stem.width, size)
+        if stem.max_pool is not None:
+            pool = stem.max_pool
+            size = _out(size, pool.kernel, pool.stride, pool.padding)
+            yield Layer("maxpool", "max_pool", stem.width, stem.width, size, pool.kernel, pool.stride, pool.padding)
+        channels = stem.width
+        for block in self.blocks():
+            yield from _block_layers(block, size)
+            size, channels = _out(size, 3, block.stride, 1), block.out_channels
+        yield Layer("avgpool", "global_average_pool", channels, channels, 1, kernel=size)
+        yield Layer(self.head, "linear", channels, self.num_classes, 1, bias=True)
+
+
+def _block_layers(block: BlockSpec, size: int) -> Iterator[Layer]:
+    after = _out(size, 3, block.stride, 1)
+    if block.kind == "basic":
+        convolutions = [(block.in_channels, block.width, 3, block.stride, after), (block.width, block.out_channels, 3, 1, after)]
+    else:
+        convolutions = [
+            (block.in_channels, block.width, 1, 1, size),
+            (block.width, block.width, 3, block.stride, after),
+            (block.width, block.out_channels, 1, 1, after),
+        ]
+    last = len(convolutions)
+    for i, (inputs, outputs, kernel, stride, out_size) in enumerate(convolutions, start=1):
+        yield Layer(f"{block.name}.conv{i}", "conv", inputs, outputs, out_size, kernel, stride, kernel // 2)
+        yield Layer(f"{block.name}.bn{i}", "batch_norm", outputs, outputs, out_size)
+        if i < last:
+            yield Layer(f"{block.name}.relu{i}", "relu", outputs, outputs, out_size)
+    if block.shortcut == "projection":
+        yield Layer(f"{block.name}.downsample.0", "conv", block.in_channels, block.out_channels, after, 1, block.stride)
+        yield Layer(f"{block.name}.downsample.1", "batch_norm", block.out_channels, block.out_channels, after)
+    elif block.shortcut == "pad":
+        yield Layer(f"{block.name}.downsample", "pad_shortcut", block.in_channels, block.out_channels, after, 1, block.stride)
+    yield Layer(f"{block.name}.relu{last}", "relu", block.out_channels, block.out_channels, after)
+
+
+def _out(size: int, kernel: int, stride: int, padding: int) -> int:
+    """Output length of a convolution or pooling: floor((size + 2 padding - kernel) / stride) + 1."""
+    return (size + 2 * padding - kernel) // stride + 1
+
+
+@dataclass(frozen=True, slots=True)
+class MLPSpec(_Spec):
+    """A multilayer perceptron over flattened images: `fc1 relu1 [dropout1] fc2 relu2 [dropout2] ... fc`.
+
+    Images are flattened in PyTorch's (C, H, W) order, whatever the native layout (numerics 11).
+    """
+
+    name: str
+    hidden: tuple[int, ...]
+    dropout: float
+    num_classes: int
+    in_channels: int
+    image_size: int
+    preprocessing: Preprocessing
+
+    family = "mlp"
+    head = "fc"
+
+    @property
+    def input_shape(self) -> tuple[int, int, int]:
+        """(H, W, C) of one input image."""
+        return (self.image_size, self.image_size, self.in_channels)
+
+    def layers(self) -> tuple[Layer, ...]:
+        """The layer table, in execution order."""
+        return tuple(self._layers())
+
+    def _layers(self) -> Iterator[Layer]:
+        width = self.in_channels * self.image_size**2
+        yield Layer("flatten", "flatten", self.in_channels, width, 1)
+        for i, hidden in enumerate(self.hidden, start=1):
+            yield Layer(f"fc{i}", "linear", width, hidden, 1, bias=True)
+            yield Layer(f"relu{i}", "relu", hidden, hidden, 1)
+            if self.dropout:
+                yield Layer(f"dropout{i}", "dropout", hidden, hidden, 1)
+            width = hidden
+        yield Layer(self.head, "linear", width, self.num_classes, 1, bias=True)
+
+
+Spec = ResNetSpec | MLPSpec
+
+_NESTED: dict[str, Any] = {
+    "stem": StemSpec, "max_pool": PoolSpec, "batch_norm": BatchNormSpec, "preprocessing": Preprocessing, "stages": StageSpec,
+}  # fmt: skip
+_FAMILIES: dict[str, type[ResNetSpec] | type[MLPSpec]] = {"resnet": ResNetSpec, "mlp": MLPSpec}
+
+
+def to_dict(spec: Spec) -> dict[str, Any]:
+    """Plain data for JSON; `from_dict` is its inverse."""
+    return {"family": spec.family, **dataclasses.asdict(spec)}
+
+
+def from_dict(data: dict[str, Any]) -> Spec:
+    """The spec that `to_dict` described. ValueError for an unknown family, or missing or unknown fields."""
+    fields = dict(data)
+    family = fields.pop("family", None)
+    if family not in _FAMILIES:
+        raise ValueError(f"unknown model family {family!r}; known: {', '.join(_FAMILIES)}")
+    try:
+        return _FAMILIES[family](**{name: _revive(name, value) for name, value in fields.items()})
+    except TypeError as error:
+        raise ValueError(f"malformed {family} spec: {error}") from None
+
+
+def _revive(name: str, value: Any) -> Any:
+    if isinstance(value, dict):
+        return _NESTED[name](**{key: _revive(key, item) for key, item in value.items()})
+    if isinstance(value, (list, tuple)):
+        return tuple(_NESTED[name](**item) if isinstance(item, dict) else item for item in value)
+    return value
