@@ -7,7 +7,7 @@ import difflib
 import fnmatch
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 from triptych.core.errors import UsageError
 from triptych.core.spec import BatchNormSpec, MLPSpec, PoolSpec, Preprocessing, ResNetSpec, Spec, StageSpec, StemSpec
@@ -16,8 +16,8 @@ from triptych.core.spec import BatchNormSpec, MLPSpec, PoolSpec, Preprocessing, 
 IMAGENET = Preprocessing(resize_short_side=256, crop=224, mean=(0.485, 0.456, 0.406), std=(0.229, 0.224, 0.225))
 # Per-channel statistics of the CIFAR-10 training set (`triptych data statistics` is planned; these are the field's usual figures).
 CIFAR = Preprocessing(resize_short_side=None, crop=32, mean=(0.4914, 0.4822, 0.4465), std=(0.2470, 0.2435, 0.2616))
-# Grey digits; one rounded mean and standard deviation of the embedded training digits on [0, 1].
-DIGITS = Preprocessing(resize_short_side=None, crop=32, mean=(0.305,), std=(0.376,))
+# Mean and standard deviation of the embedded digits' training split on [0, 1] (`data/digits.py`; a test computes them).
+DIGITS = Preprocessing(resize_short_side=None, crop=32, mean=(0.3053,), std=(0.3762,))
 
 # PyTorch's and torchvision's constants, not Keras' (epsilon 1e-3) nor anybody's default (numerics 4, 5).
 BATCH_NORM = BatchNormSpec(epsilon=1e-5, momentum=0.1)
@@ -26,7 +26,7 @@ IMAGENET_STEM = StemSpec(width=64, kernel=7, stride=2, padding=3, max_pool=PoolS
 CIFAR_STEM = StemSpec(width=16, kernel=3, stride=1, padding=1, max_pool=None)
 
 # He et al. 2015 (arXiv:1512.03385), Table 1: block and blocks a stage.
-IMAGENET_SIZES = {
+IMAGENET_SIZES: dict[str, tuple[Literal["basic", "bottleneck"], tuple[int, ...]]] = {
     "resnet18": ("basic", (2, 2, 2, 2)),
     "resnet34": ("basic", (3, 4, 6, 3)),
     "resnet50": ("bottleneck", (3, 4, 6, 3)),
@@ -50,7 +50,7 @@ class Entry:
 def _imagenet_resnet(name: str) -> ResNetSpec:
     block, depths = IMAGENET_SIZES[name]
     stages = tuple(StageSpec(blocks, 64 * 2**i, 1 if i == 0 else 2) for i, blocks in enumerate(depths))
-    return ResNetSpec(name, block, IMAGENET_STEM, stages, "projection", BATCH_NORM, 1000, 3, 224, IMAGENET)  # type: ignore[arg-type]
+    return ResNetSpec(name, block, IMAGENET_STEM, stages, "projection", BATCH_NORM, 1000, 3, 224, IMAGENET)
 
 
 def _cifar_resnet(name: str) -> ResNetSpec:
@@ -81,7 +81,9 @@ CATALOG: dict[str, Entry] = {
         f"resnet{depth}": Entry(_cifar_resnet, f"ResNet-{depth} for CIFAR, option-A shortcuts", "He et al. 2015, §4.2", count)
         for depth, count in zip(CIFAR_DEPTHS, _CIFAR_COUNTS, strict=True)
     },
-    "resnet18_cifar": Entry(_resnet18_cifar, "ResNet-18 with a 3x3 stem for 32x32 images", "the usual CIFAR variant of ResNet-18", 11_173_962),
+    "resnet18_cifar": Entry(
+        _resnet18_cifar, "ResNet-18 with a 3x3 stem for 32x32 images", "the usual CIFAR variant of ResNet-18", 11_173_962
+    ),
     "mlp": Entry(_mlp, "Multilayer perceptron 784-256-256-10, ReLU", "Goodfellow et al. 2016, ch. 6", 269_322),
 }
 

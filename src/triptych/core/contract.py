@@ -188,12 +188,19 @@ def load(name: str) -> Any:
 
     Raises FrameworkMissing with the exact pip line, UsageError for an unknown name.
     """
+    check_installed(name)
+    _triton_before_tensorflow()
+    return importlib.import_module(FRAMEWORKS[name].package)
+
+
+def check_installed(name: str) -> None:
+    """FrameworkMissing, with the exact pip line, unless the framework's libraries can be found; UsageError for an unknown name."""
     row = framework(name)
     missing = [need for need in row.needs if importlib.util.find_spec(need) is None]
     if missing:
-        raise FrameworkMissing(f"{row.title} is not installed ({', '.join(missing)} not found). Install it with: pip install 'triptych[{row.extra}]'")
-    _triton_before_tensorflow()
-    return importlib.import_module(row.package)
+        raise FrameworkMissing(
+            f"{row.title} is not installed ({', '.join(missing)} not found). Install it with: pip install 'triptych[{row.extra}]'"
+        )
 
 
 def _triton_before_tensorflow() -> None:
@@ -228,5 +235,5 @@ def check_device(device: str) -> None:
 
 __all__ = [
     "DEVICES", "FRAMEWORKS", "PRECISIONS", "Forward", "Framework", "Gradients", "Model", "Room", "Trainer", "TrainingState",
-    "check_device", "check_precision", "framework", "installed", "load",
+    "check_device", "check_installed", "check_precision", "framework", "installed", "load",
 ]  # fmt: skip

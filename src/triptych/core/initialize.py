@@ -68,7 +68,8 @@ def calibrated(spec: Spec, weights: Weights, after: Weights, momentum: float) ->
 
 def _coarse(x: np.ndarray) -> np.ndarray:
     mantissa, exponent = np.frexp(x)
-    return np.ldexp(np.round(mantissa * 256.0) / 256.0, exponent)
+    coarse: np.ndarray = np.ldexp(np.round(mantissa * 256.0) / 256.0, exponent)
+    return coarse
 
 
 def dtype_of(tensor: TensorSpec, precision: str) -> np.dtype:

@@ -199,6 +199,11 @@ class ResNetSpec(_Spec):
         """Output channels of a block over its width: 4 for bottlenecks, 1 for basic blocks."""
         return 4 if self.block == "bottleneck" else 1
 
+    @property
+    def proof_image_size(self) -> int:
+        """Image size of the training rungs of a proof: as the network is convolutional, 64 pixels show what 224 do."""
+        return min(self.image_size, 64)
+
     def blocks(self) -> Iterator[BlockSpec]:
         """The residual blocks in execution order, named as torchvision names them (`layer1.0`, ...)."""
         channels = self.stem.width
@@ -284,6 +289,11 @@ class MLPSpec(_Spec):
     def input_shape(self) -> tuple[int, int, int]:
         """(H, W, C) of one input image."""
         return (self.image_size, self.image_size, self.in_channels)
+
+    @property
+    def proof_image_size(self) -> int:
+        """Image size of the training rungs of a proof: the only one that fits the first layer."""
+        return self.image_size
 
     def layers(self) -> tuple[Layer, ...]:
         """The layer table, in execution order."""

@@ -1,0 +1,130 @@
+"""The public face: one framework-neutral wrapper around three native models."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+
+from triptych.core import catalog, checkpoint, contract, initialize
+from triptych.core.contract import Model
+from triptych.core.errors import UsageError
+from triptych.core.initialize import Weights
+from triptych.core.spec import Spec
+
+
+class ZooModel:
+    """A catalogued model in one framework. Numpy in, numpy out; `native` is the framework's own object, yours to use."""
+
+    def __init__(self, model: Model, provenance: dict[str, Any] | None = None, labels: list[str] | None = None) -> None:
+        self.model = model
+        self.provenance = provenance or {}
+        self.labels = labels
+
+    @property
+    def spec(self) -> Spec:
+        """The frozen spec, every constant explicit."""
+        return self.model.spec
+
+    @property
+    def framework(self) -> str:
+        """`pytorch`, `tensorflow` or `jax`."""
+        return self.model.framework
+
+    @property
+    def native(self) -> Any:
+        """The nn.Module, the keras.Model, or (flax module, variables)."""
+        return self.model.native
+
+    def predict(self, images: np.ndarray, batch_size: int | None = None) -> np.ndarray:
+        """(N, H, W, C) float32 images, already preprocessed -> (N, classes) logits; UsageError for another shape."""
+        return self.model.predict(images, batch_size)
+
+    def features(self, images: np.ndarray) -> dict[str, np.ndarray]:
+        """Every named intermediate in eval mode, in execution order, the same names in all frameworks; NHWC."""
+        return self.model.forward(images).intermediates
+
+    def save(self, directory: str | Path, *, overwrite: bool = False) -> Path:
+        """A canonical checkpoint that every framework, torchvision and timm load. StorageError if it cannot be written."""
+        return checkpoint.save(
+            Path(directory), self.spec, self.model.weights(), provenance=self.provenance, labels=self.labels, overwrite=overwrite
+        )
+
+    def __repr__(self) -> str:
+        return f"ZooModel({self.spec.name!r}, framework={self.framework!r}, precision={self.model.precision!r}, device={self.model.device!r})"
+
+
+def create_model(
+    name: str,
+    framework: str,
+    weights: str | Path | None = None,
+    precision: str = "float32",
+    device: str = "auto",
+    seed: int = 0,
+    head: Literal["keep", "new"] = "keep",
+    **options: Any,
+) -> ZooModel:
+    """A catalogued model, ready to predict or to train natively.
+
+    `weights` is a canonical checkpoint (a directory, or its `model.safetensors`); None draws the canonical initial weights of
+    `seed`. `head="new"` keeps a checkpoint's backbone and draws a new classifier, for `num_classes` of your own. Options are those of
+    `catalog.get_spec` (`num_classes`, `in_channels`, `image_size`; for `mlp` also `hidden`, `dropout`). With a checkpoint, options
+    not given are the checkpoint's.
+
+    Raises UsageError (name, option, framework, device), FrameworkMissing (with the pip line), InputRefused (checkpoint).
+    """
+    contract.framework(framework)
+    contract.check_precision(precision)
+    contract.check_device(device)
+    if head not in ("keep", "new"):
+        raise UsageError(f"head={head!r}; choose 'keep' or 'new'")
+    spec, state, provenance, labels = _state(name, weights, seed, head, precision, options)
+    room = contract.load(framework)
+    return ZooModel(room.create_model(spec, state, precision=precision, device=device), provenance, labels)
+
+
+def _state(
+    name: str, weights: str | Path | None, seed: int, head: str, precision: str, options: dict[str, Any]
+) -> tuple[Spec, Weights, dict[str, Any], list[str] | None]:
+    if weights is None:
+        spec = catalog.get_spec(name, **options)
+        return spec, initialize.initial_weights(spec, seed, precision), {"initialized": {"seed": seed}}, None
+    stored = _stored_spec(name, Path(weights), options)
+    spec = catalog.with_options(stored, **options)
+    source = checkpoint.load_weights(Path(weights), stored, precision=precision) if head == "new" else None
+    if source is None:
+        loaded = checkpoint.load_weights(Path(weights), spec, precision=precision)
+        return spec, loaded, {"loaded_from": Path(weights).name}, _labels(Path(weights))
+    fresh = initialize.initial_weights(spec, seed, precision)
+    kept = {key: value for key, value in source.items() if key.rpartition(".")[0] != spec.head}
+    return spec, {**fresh, **kept}, {"backbone_from": Path(weights).name, "new_head": {"seed": seed}}, None
+
+
+def _stored_spec(name: str, weights: Path, options: dict[str, Any]) -> Spec:
+    """The spec of the checkpoint's config; a bare safetensors file has none and takes the catalogue's."""
+    if not weights.is_dir():
+        return catalog.get_spec(name, **options)
+    stored = checkpoint.load(weights).spec
+    if stored.name != name:
+        raise UsageError(f"{weights} holds a {stored.name}, not a {name}")
+    return stored
+
+
+def _labels(weights: Path) -> list[str] | None:
+    return checkpoint.load(weights).labels if weights.is_dir() else None
+
+
+def assert_equal(a: ZooModel, b: ZooModel) -> None:
+    """Climb the ladder with two models in this process, for your own tests: names, weights, forward in both modes, gradients.
+
+    They must have the same spec and precision, and different or equal frameworks. Raises AssertionError naming the first tensor in
+    execution order that diverges, its error and its tolerance. Both models are left as they were.
+    """
+    from triptych.parity.inprocess import first_divergence
+
+    found = first_divergence(a.model, b.model)
+    if found is not None:
+        raise AssertionError(
+            f"{a!r} and {b!r} differ: rung {found.rung}, tensor {found.tensor!r}: error {found.error:.2e} > tolerance {found.tolerance:.2e}"
+        )

@@ -1,0 +1,125 @@
+"""Residual networks (He et al. 2015, arXiv:1512.03385) in Flax linen: ImageNet v1.5 and CIFAR.
+
+A module's path, joined with dots, is its canonical name: `("layer1", "0", "conv1")` is `layer1.0.conv1`.
+"""
+
+from __future__ import annotations
+
+import functools
+import itertools
+from collections.abc import Callable
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from triptych.core.spec import BatchNormSpec, BlockSpec, ResNetSpec
+from triptych.in_jax.layers import BatchNorm, Conv, Dense, GlobalAveragePool, MaxPool, PadShortcut, ReLU
+
+
+class Projection(nn.Module):
+    """Option B: a strided 1x1 convolution and BatchNorm bring the shortcut to the block's output shape."""
+
+    features: int
+    stride: int
+    conv: Callable[..., nn.Module]
+    norm: Callable[..., nn.Module]
+
+    @nn.compact
+    def __call__(self, x: jax.Array, *, train: bool) -> jax.Array:
+        """(N, H, W, C) -> (N, H / stride, W / stride, features)."""
+        x = self.conv(self.features, (1, 1), strides=self.stride, padding=0, name="0")(x)
+        return self.norm(name="1")(x, use_running_average=not train)
+
+
+class Block(nn.Module):
+    """What both residual blocks share: convolutions with BatchNorm, ReLU between them, and the shortcut."""
+
+    spec: BlockSpec
+    batch_norm: BatchNormSpec
+    param_dtype: Any = jnp.float32
+
+    def convolutions(self) -> tuple[tuple[int, int, int], ...]:
+        """(features, kernel, stride) of each convolution."""
+        raise NotImplementedError
+
+    @nn.compact
+    def __call__(self, x: jax.Array, *, train: bool = False) -> jax.Array:
+        """(N, H, W, in_channels) -> (N, H / stride, W / stride, out_channels)."""
+        conv = functools.partial(Conv, param_dtype=self.param_dtype)
+        norm = functools.partial(
+            BatchNorm, epsilon=self.batch_norm.epsilon, momentum=self.batch_norm.momentum, param_dtype=self.param_dtype
+        )
+        y, last = x, len(self.convolutions())
+        for i, (features, kernel, stride) in enumerate(self.convolutions(), start=1):
+            y = conv(features, (kernel, kernel), strides=stride, padding=kernel // 2, name=f"conv{i}")(y)
+            y = norm(name=f"bn{i}")(y, use_running_average=not train)
+            if i < last:
+                y = ReLU(name=f"relu{i}")(y)
+        if self.spec.shortcut == "projection":
+            x = Projection(self.spec.out_channels, self.spec.stride, conv, norm, name="downsample")(x, train=train)
+        elif self.spec.shortcut == "pad":
+            x = PadShortcut(self.spec.out_channels, self.spec.stride, name="downsample")(x)
+        return ReLU(name=f"relu{last}")(x + y)
+
+
+class BasicBlock(Block):
+    """Two 3x3 convolutions; the first carries the stride."""
+
+    def convolutions(self) -> tuple[tuple[int, int, int], ...]:
+        """(features, kernel, stride) of each convolution."""
+        return ((self.spec.width, 3, self.spec.stride), (self.spec.out_channels, 3, 1))
+
+
+class Bottleneck(Block):
+    """1x1 down, 3x3, 1x1 up. v1.5: the stride sits on the 3x3 (numerics 10)."""
+
+    def convolutions(self) -> tuple[tuple[int, int, int], ...]:
+        """(features, kernel, stride) of each convolution."""
+        return ((self.spec.width, 1, 1), (self.spec.width, 3, self.spec.stride), (self.spec.out_channels, 1, 1))
+
+
+BLOCKS: dict[str, type[Block]] = {"basic": BasicBlock, "bottleneck": Bottleneck}
+
+
+class Stage(nn.Module):
+    """A run of residual blocks, named by their number."""
+
+    blocks: tuple[BlockSpec, ...]
+    batch_norm: BatchNormSpec
+    param_dtype: Any = jnp.float32
+
+    @nn.compact
+    def __call__(self, x: jax.Array, *, train: bool = False) -> jax.Array:
+        """(N, H, W, C) -> (N, H', W', C')."""
+        for i, block in enumerate(self.blocks):
+            x = BLOCKS[block.kind](block, self.batch_norm, self.param_dtype, name=str(i))(x, train=train)
+        return x
+
+
+class ResNet(nn.Module):
+    """The network a `ResNetSpec` describes. `train=True` normalizes by batch statistics and updates `batch_stats`."""
+
+    spec: ResNetSpec
+    param_dtype: Any = jnp.float32
+
+    @nn.compact
+    def __call__(self, x: jax.Array, *, train: bool = False) -> jax.Array:
+        """(N, H, W, in_channels) -> (N, num_classes) logits."""
+        spec, stem, dtype = self.spec, self.spec.stem, self.param_dtype
+        kernel = (stem.kernel, stem.kernel)
+        x = Conv(stem.width, kernel, strides=stem.stride, padding=stem.padding, param_dtype=dtype, name="conv1")(x)
+        x = BatchNorm(spec.batch_norm.epsilon, spec.batch_norm.momentum, dtype, name="bn1")(x, use_running_average=not train)
+        x = ReLU(name="relu")(x)
+        if stem.max_pool is not None:
+            x = MaxPool(stem.max_pool.kernel, stem.max_pool.stride, stem.max_pool.padding, name="maxpool")(x)
+        for name, blocks in itertools.groupby(spec.blocks(), key=_stage_name):
+            x = Stage(tuple(blocks), spec.batch_norm, dtype, name=name)(x, train=train)
+        x = GlobalAveragePool(name="avgpool")(x)
+        return Dense(spec.num_classes, param_dtype=dtype, name=spec.head)(x)
+
+
+def _stage_name(block: BlockSpec) -> str:
+    """`layer1.0` -> `layer1`."""
+    return block.name.partition(".")[0]

@@ -1,0 +1,19 @@
+"""TensorFlow and Keras 3: functional models, `tf.function`, `tf.data`. Fulfils `core.contract.Room`."""
+
+from __future__ import annotations
+
+import keras
+import tensorflow as tf
+
+from triptych.in_tensorflow.data import batches, decode, preprocess, resize
+from triptych.in_tensorflow.faults import PLANTINGS
+from triptych.in_tensorflow.model import create_model
+from triptych.in_tensorflow.train import create_trainer
+
+
+def versions() -> dict[str, str]:
+    """Versions of the libraries under this room."""
+    return {"tensorflow": tf.__version__, "keras": keras.__version__}
+
+
+__all__ = ["PLANTINGS", "batches", "create_model", "create_trainer", "decode", "preprocess", "resize", "versions"]

@@ -1,0 +1,303 @@
+"""Realistic porting mistakes, planted from outside in a model, a trainer or the input pipeline, and taken back on exit.
+
+Each planting is called as `planting(subject, layer)`, where `subject` has `model` (and `trainer`, `recipe`, `spec`) and `layer` is the
+canonical name of a layer of the fitting kind (ignored where the mistake is nobody's in particular). No model code knows of any of this.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterator
+from typing import Any
+from unittest.mock import patch
+
+import keras
+import tensorflow as tf
+
+from triptych.core.recipe import SGD, AdamW
+from triptych.in_tensorflow import data, layers, optim, train
+from triptych.in_tensorflow.optim import Tensors
+
+Planting = Callable[[Any, str], contextlib.AbstractContextManager[None]]
+Call = Callable[[Any], Any]
+
+PLANTINGS: dict[str, Planting] = {}
+
+
+def planting(make: Callable[[Any, str], Iterator[None]]) -> Planting:
+    """Enter a generator function into `PLANTINGS` under its name."""
+    PLANTINGS[make.__name__] = contextlib.contextmanager(make)
+    return PLANTINGS[make.__name__]
+
+
+def in_layer(wrapper: Callable[[Any, Call, Any], Any]) -> Planting:
+    """Enter a `wrapper(native_layer, call, x)`: the layer computes it in place of its own call."""
+
+    @contextlib.contextmanager
+    def plant(subject: Any, layer: str) -> Iterator[None]:
+        with subject.model.intercept(layer, wrapper):
+            yield
+
+    PLANTINGS[wrapper.__name__] = plant
+    return plant
+
+
+def in_training(module: Any, name: str) -> Callable[[Callable[..., Any]], Planting]:
+    """Enter a replacement of the function `module.name`, which whatever is traced meanwhile will use."""
+
+    def enter(replacement: Callable[..., Any]) -> Planting:
+        @contextlib.contextmanager
+        def plant(subject: Any, layer: str) -> Iterator[None]:
+            with subject.model.traced_anew(), patch.object(module, name, replacement):
+                yield
+
+        PLANTINGS[replacement.__name__] = plant
+        return plant
+
+    return enter
+
+
+def in_pipeline(name: str) -> Callable[[Callable[..., Any]], Planting]:
+    """Enter a replacement of the function `data.name`."""
+
+    def enter(replacement: Callable[..., Any]) -> Planting:
+        @contextlib.contextmanager
+        def plant(subject: Any, layer: str) -> Iterator[None]:
+            with patch.object(data, name, replacement):
+                yield
+
+        PLANTINGS[replacement.__name__] = plant
+        return plant
+
+    return enter
+
+
+# --- Layers -----------------------------------------------------------------------------------------------------------------------
+
+
+@in_layer
+def batch_norm_epsilon(native: Any, call: Call, x: Any) -> Any:
+    """Keras' default epsilon (numerics 4)."""
+    with patch.object(native, "epsilon", 1e-3):
+        return call(x)
+
+
+@in_layer
+def batch_norm_momentum(native: Any, call: Call, x: Any) -> Any:
+    """Momentum read as the weight of the old statistics, as Keras and Flax do (numerics 5)."""
+    with patch.object(native, "momentum", 1.0 - native.momentum):
+        return call(x)
+
+
+@in_layer
+def batch_norm_biased_variance(native: Any, call: Call, x: Any) -> Any:
+    """The biased variance goes into the running one, as in Keras and Flax (numerics 6)."""
+    with patch.object(layers, "unbiased", lambda variance, count: variance):
+        return call(x)
+
+
+@in_layer
+def batch_norm_fast_variance(native: Any, call: Call, x: Any) -> Any:
+    """E[x²] - E[x]², Flax's default (numerics 7)."""
+
+    def fast_moments(inputs: Any) -> tuple[Any, Any]:
+        axes = list(range(inputs.shape.rank - 1))
+        mean = tf.reduce_mean(inputs, axes)
+        return mean, tf.reduce_mean(inputs * inputs, axes) - mean * mean
+
+    with patch.object(layers, "moments", fast_moments):
+        return call(x)
+
+
+@in_layer
+def batch_norm_frozen_in_training(native: Any, call: Call, x: Any) -> Any:
+    """Running statistics used while training: `training=True` was forgotten."""
+    return type(native).call(native, x, training=False)
+
+
+@in_layer
+def batch_norm_batch_statistics_in_eval(native: Any, call: Call, x: Any) -> Any:
+    """The batch's own statistics at inference: the model was left in train mode."""
+    with patch.object(
+        native, "normalize", lambda inputs, _mean, _variance: type(native).normalize(native, inputs, *layers.moments(inputs))
+    ):
+        return call(x)
+
+
+@in_layer
+def conv_same_padding(native: Any, call: Call, x: Any) -> Any:
+    """`padding="same"`, which at stride 2 pads more at the end than at the start (numerics 1)."""
+    return tf.nn.conv2d(x, native.kernel, native.strides, "SAME")
+
+
+@in_layer
+def max_pool_same_padding(native: Any, call: Call, x: Any) -> Any:
+    """`padding="same"` in the stem's max-pool: the same shape, other windows (numerics 3)."""
+    return tf.nn.max_pool2d(x, native.pool_size, native.strides, "SAME")
+
+
+@planting
+def stride_on_first_convolution(subject: Any, layer: str) -> Iterator[None]:
+    """ResNet v1, as `keras.applications` has it: the stride of the bottleneck `layer` sits on its first 1x1 (numerics 10)."""
+    block = next(block for block in subject.spec.blocks() if block.name == layer)
+
+    def strided(native: Any, call: Call, x: Any) -> Any:
+        return tf.nn.conv2d(x, native.kernel, block.stride, "VALID")
+
+    def unstrided(native: Any, call: Call, x: Any) -> Any:
+        return tf.nn.conv2d(x, native.kernel, 1, "SAME")
+
+    with subject.model.intercept(f"{layer}.conv1", strided), subject.model.intercept(f"{layer}.conv2", unstrided):
+        yield
+
+
+@in_layer
+def flatten_native_order(native: Any, call: Call, x: Any) -> Any:
+    """Flattened in TensorFlow's own (H, W, C) order (numerics 11)."""
+    return tf.reshape(x, (-1, x.shape[1] * x.shape[2] * x.shape[3]))
+
+
+@in_layer
+def low_precision_layer(native: Any, call: Call, x: Any) -> Any:
+    """Operands rounded to bfloat16, as TF32-like defaults do (numerics 28)."""
+    with keras.StatelessScope([(native.kernel, rounded_to_bfloat16(native.kernel))]):
+        return call(rounded_to_bfloat16(x))
+
+
+def rounded_to_bfloat16(x: Any) -> tf.Tensor:
+    """x with the 8 bits of mantissa of a bfloat16, in x's own type."""
+    x = tf.convert_to_tensor(x)
+    return tf.cast(tf.cast(x, tf.bfloat16), x.dtype)
+
+
+@in_layer
+def pad_shortcut_one_side(native: Any, call: Call, x: Any) -> Any:
+    """All zero channels behind the others."""
+    subsampled = x[:, :: native.strides, :: native.strides, :]
+    return tf.pad(subsampled, [[0, 0], [0, 0], [0, 0], [0, native.filters - x.shape[-1]]])
+
+
+@in_layer
+def pad_shortcut_average_pool(native: Any, call: Call, x: Any) -> Any:
+    """Average-pools where option A subsamples. The pooled image is blown up again so that the layer's own subsampling picks the means."""
+    pooled = tf.nn.avg_pool2d(x, native.strides, native.strides, "SAME")
+    blown_up = tf.repeat(tf.repeat(pooled, native.strides, axis=1), native.strides, axis=2)
+    return call(blown_up[:, : x.shape[1], : x.shape[2], :])
+
+
+@in_layer
+def dropout_in_eval(native: Any, call: Call, x: Any) -> Any:
+    """Dropout left on at inference."""
+    return call(tf.nn.experimental.stateless_dropout(x, rate=0.1, seed=(0, 1)))
+
+
+@in_layer
+def gradient_stopped_shortcut(native: Any, call: Call, x: Any) -> Any:
+    """`tf.stop_gradient` on the shortcut: the forward pass is right, the gradient is not."""
+    return call(tf.stop_gradient(x))
+
+
+# --- Optimizer --------------------------------------------------------------------------------------------------------------------
+
+
+@in_training(optim, "sgd")
+def momentum_convention(
+    rule: SGD, decay: float, weight: tf.Tensor, gradient: tf.Tensor, slots: Tensors, learning_rate: tf.Tensor, step: tf.Tensor
+) -> tuple[tf.Tensor, Tensors]:
+    """`keras.optimizers.SGD`: v = m v - lr g; w += v. It agrees only while the learning rate is constant (numerics 12)."""
+    (velocity,) = slots
+    gradient = gradient + decay * weight
+    velocity = rule.momentum * velocity - learning_rate * gradient
+    move = rule.momentum * velocity - learning_rate * gradient if rule.nesterov else velocity
+    return weight + move, (velocity,)
+
+
+@in_training(optim, "sgd")
+def nesterov_formula(
+    rule: SGD, decay: float, weight: tf.Tensor, gradient: tf.Tensor, slots: Tensors, learning_rate: tf.Tensor, step: tf.Tensor
+) -> tuple[tf.Tensor, Tensors]:
+    """The look-ahead uses the buffer from before this step, g + m v_old, which is plain momentum (numerics 13)."""
+    (momentum,) = slots
+    gradient = gradient + decay * weight
+    direction = gradient + rule.momentum * momentum
+    return weight - learning_rate * direction, (direction,)
+
+
+@in_training(optim, "sgd")
+def weight_decay_decoupled(
+    rule: SGD, decay: float, weight: tf.Tensor, gradient: tf.Tensor, slots: Tensors, learning_rate: tf.Tensor, step: tf.Tensor,
+    *, coupled: Callable[..., tuple[tf.Tensor, Tensors]] = optim.sgd,
+) -> tuple[tf.Tensor, Tensors]:  # fmt: skip
+    """Decoupled decay in SGD, as every Keras optimizer has it (numerics 14)."""
+    return coupled(rule, 0.0, weight * (1.0 - learning_rate * decay), gradient, slots, learning_rate, step)
+
+
+@in_training(optim, "adamw")
+def adam_epsilon_hat(
+    rule: AdamW, decay: float, weight: tf.Tensor, gradient: tf.Tensor, slots: Tensors, learning_rate: tf.Tensor, step: tf.Tensor
+) -> tuple[tf.Tensor, Tensors]:
+    """`keras.optimizers.AdamW`: epsilon inside the bias correction, the "epsilon hat" of Kingma & Ba 2015 (numerics 15)."""
+    mean, square = slots
+    mean = rule.beta1 * mean + (1.0 - rule.beta1) * gradient
+    square = rule.beta2 * square + (1.0 - rule.beta2) * gradient * gradient
+    correction1, correction2 = optim.bias_corrections(rule, step, weight.dtype)
+    rate = learning_rate * tf.sqrt(correction2) / correction1
+    return weight * (1.0 - learning_rate * decay) - rate * mean / (tf.sqrt(square) + rule.epsilon), (mean, square)
+
+
+@in_training(train, "update")
+def ema_before_step(trainer: Any, gradients: Any, learning_rate: tf.Tensor, step: tf.Tensor) -> None:
+    """The moving average takes the weights from before the update."""
+    trainer.average()
+    trainer.optimizer.apply(gradients, learning_rate, step)
+
+
+# --- Loss -------------------------------------------------------------------------------------------------------------------------
+
+
+@in_training(train, "cross_entropy")
+def label_smoothing_other_classes(logits: tf.Tensor, labels: tf.Tensor, label_smoothing: float) -> tf.Tensor:
+    """The mass is spread over the K - 1 wrong classes only (numerics 17)."""
+    classes = logits.shape[-1]
+    hot = tf.one_hot(labels, classes, dtype=logits.dtype)
+    targets = (1.0 - label_smoothing) * hot + label_smoothing / (classes - 1) * (1.0 - hot)
+    return tf.reduce_mean(tf.nn.softmax_cross_entropy_with_logits(targets, logits))
+
+
+@in_training(train, "cross_entropy")
+def loss_float32(
+    logits: tf.Tensor, labels: tf.Tensor, label_smoothing: float, *, cross_entropy: Callable[..., tf.Tensor] = train.cross_entropy
+) -> tf.Tensor:
+    """The loss in float32 whatever the run's precision, as `keras.losses` return it (numerics 31)."""
+    return tf.cast(cross_entropy(tf.cast(logits, tf.float32), labels, label_smoothing), logits.dtype)
+
+
+@in_training(train, "cross_entropy")
+def loss_sum(
+    logits: tf.Tensor, labels: tf.Tensor, label_smoothing: float, *, cross_entropy: Callable[..., tf.Tensor] = train.cross_entropy
+) -> tf.Tensor:
+    """The sum over the batch instead of the mean (numerics 29)."""
+    return cross_entropy(logits, labels, label_smoothing) * tf.cast(tf.shape(logits)[0], logits.dtype)
+
+
+# --- Input pipeline ---------------------------------------------------------------------------------------------------------------
+
+
+@in_pipeline("decode_jpeg")
+def jpeg_fast_dct(encoded: bytes) -> tf.Tensor:
+    """TensorFlow's default, the fast inverse DCT (numerics 19)."""
+    return tf.io.decode_jpeg(encoded, channels=3)
+
+
+@in_pipeline("resize_bilinear")
+def resize_no_antialias(pixels: tf.Tensor, height: int, width: int) -> tf.Tensor:
+    """`tf.image.resize` by default: no antialiasing (numerics 20)."""
+    return tf.image.resize(pixels, (height, width))
+
+
+@in_pipeline("resize_bilinear")
+def resize_uint8(
+    pixels: tf.Tensor, height: int, width: int, *, resize_bilinear: Callable[..., tf.Tensor] = data.resize_bilinear
+) -> tf.Tensor:
+    """The resized image is stored as bytes (numerics 21)."""
+    return tf.cast(tf.cast(tf.clip_by_value(tf.round(resize_bilinear(pixels, height, width)), 0.0, 255.0), tf.uint8), tf.float32)

@@ -1,0 +1,182 @@
+"""The few Keras layers that the models need and Keras does not have, each registered, serialisable and free-standing.
+
+Keras pads asymmetrically at stride 2, knows no padded max-pool, keeps the biased running variance and flattens in (H, W, C) order
+(numerics 1, 2, 6, 11). Use these in your own models as you would their Keras namesakes; images are (N, H, W, C).
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import keras
+from keras import ops
+
+Shape = tuple[int | None, ...]
+
+register = keras.saving.register_keras_serializable(package="triptych")
+
+
+@register
+class PaddedConv2D(keras.layers.Conv2D):
+    """`keras.layers.Conv2D` with `padding` an integer: that many zeros on all four sides, at any stride (numerics 1)."""
+
+    def __init__(self, filters: int, kernel_size: int | tuple[int, int], *, padding: int = 0, **kwargs: Any) -> None:
+        super().__init__(filters, kernel_size, padding="valid", data_format="channels_last", **kwargs)
+        self.zeros = padding
+
+    def call(self, inputs: Any) -> Any:
+        """(N, H, W, C) -> (N, H', W', filters)."""
+        return super().call(_pad_sides(inputs, self.zeros, 0.0))
+
+    def compute_output_shape(self, input_shape: Shape) -> Shape:
+        """The output's shape."""
+        return super().compute_output_shape(_padded_shape(input_shape, self.zeros))
+
+    def get_config(self) -> dict[str, Any]:
+        """The constructor's arguments."""
+        config = super().get_config()
+        del config["data_format"]
+        return {**config, "padding": self.zeros}
+
+
+@register
+class PaddedMaxPooling2D(keras.layers.MaxPooling2D):
+    """`keras.layers.MaxPooling2D` with `padding` an integer; the padding is minus infinity and never wins (numerics 2)."""
+
+    def __init__(self, pool_size: int | tuple[int, int], *, padding: int = 0, **kwargs: Any) -> None:
+        super().__init__(pool_size, padding="valid", data_format="channels_last", **kwargs)
+        self.margin = padding
+
+    def call(self, inputs: Any) -> Any:
+        """(N, H, W, C) -> (N, H', W', C)."""
+        return super().call(_pad_sides(inputs, self.margin, float("-inf")))
+
+    def compute_output_shape(self, input_shape: Shape) -> Shape:
+        """The output's shape."""
+        return super().compute_output_shape(_padded_shape(input_shape, self.margin))
+
+    def get_config(self) -> dict[str, Any]:
+        """The constructor's arguments."""
+        config = super().get_config()
+        del config["data_format"]
+        return {**config, "padding": self.margin}
+
+
+@register
+class BatchNormalization(keras.layers.Layer):
+    """Batch normalization as PyTorch defines it (Ioffe & Szegedy 2015), over all axes but the last.
+
+    `momentum` weighs the *new* batch, the running variance is unbiased, n/(n-1), the batch variance is computed in two passes, and
+    the batches are counted (numerics 4-7). A batch must hold more than one value a channel. As in Keras, a layer with
+    `trainable = False` normalizes by its running statistics and leaves them alone.
+    """
+
+    def __init__(self, *, epsilon: float, momentum: float, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        self.epsilon = epsilon
+        self.momentum = momentum
+
+    def build(self, input_shape: Shape) -> None:
+        """Create gamma, beta and the running statistics, one value a channel."""
+        shape = (input_shape[-1],)
+        self.gamma = self.add_weight(name="gamma", shape=shape, initializer="ones")
+        self.beta = self.add_weight(name="beta", shape=shape, initializer="zeros")
+        self.running_mean = self.add_weight(name="running_mean", shape=shape, initializer="zeros", trainable=False)
+        self.running_var = self.add_weight(name="running_var", shape=shape, initializer="ones", trainable=False)
+        self.num_batches_tracked = self.add_weight(
+            name="num_batches_tracked", shape=(), initializer="zeros", dtype="int64", trainable=False, autocast=False
+        )
+
+    def call(self, inputs: Any, training: bool = False) -> Any:
+        """(..., C) -> (..., C); with `training`, by the batch's statistics, which move the running ones."""
+        if not (training and self.trainable):
+            return self.normalize(inputs, self.running_mean, self.running_var)
+        mean, variance = moments(inputs)
+        self.track(mean, unbiased(variance, ops.size(inputs) // inputs.shape[-1]))
+        return self.normalize(inputs, mean, variance)
+
+    def normalize(self, inputs: Any, mean: Any, variance: Any) -> Any:
+        """gamma (x - mean) / sqrt(variance + epsilon) + beta."""
+        return (inputs - mean) * (self.gamma * ops.rsqrt(variance + self.epsilon)) + self.beta
+
+    def track(self, mean: Any, variance: Any) -> None:
+        """Move the running statistics towards those of a batch and count it."""
+        self.running_mean.assign((1.0 - self.momentum) * self.running_mean + self.momentum * mean)
+        self.running_var.assign((1.0 - self.momentum) * self.running_var + self.momentum * variance)
+        self.num_batches_tracked.assign(self.num_batches_tracked + 1)
+
+    def compute_output_shape(self, input_shape: Shape) -> Shape:
+        """The input's shape."""
+        return input_shape
+
+    def get_config(self) -> dict[str, Any]:
+        """The constructor's arguments."""
+        return {**super().get_config(), "epsilon": self.epsilon, "momentum": self.momentum}
+
+
+@register
+class PadShortcut(keras.layers.Layer):
+    """Option A of He et al. 2015, §3.3: subsample, then zero channels on both sides; no parameters."""
+
+    def __init__(self, filters: int, *, strides: int, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        self.filters = filters
+        self.strides = strides
+
+    def call(self, inputs: Any) -> Any:
+        """(N, H, W, C) -> (N, ceil(H / strides), ceil(W / strides), filters)."""
+        missing = self.filters - inputs.shape[-1]
+        subsampled = inputs[:, :: self.strides, :: self.strides, :]
+        return ops.pad(subsampled, [[0, 0], [0, 0], [0, 0], [missing // 2, missing - missing // 2]])
+
+    def compute_output_shape(self, input_shape: Shape) -> Shape:
+        """The output's shape."""
+        batch, height, width, _ = input_shape
+        return (batch, _subsampled(height, self.strides), _subsampled(width, self.strides), self.filters)
+
+    def get_config(self) -> dict[str, Any]:
+        """The constructor's arguments."""
+        return {**super().get_config(), "filters": self.filters, "strides": self.strides}
+
+
+@register
+class ChannelsFirstFlatten(keras.layers.Layer):
+    """Flattens (N, H, W, C) images in PyTorch's (C, H, W) order, so that dense layers behind share weights with it (numerics 11)."""
+
+    def call(self, inputs: Any) -> Any:
+        """(N, H, W, C) -> (N, C H W)."""
+        height, width, channels = inputs.shape[1:]
+        return ops.reshape(ops.transpose(inputs, (0, 3, 1, 2)), (-1, channels * height * width))
+
+    def compute_output_shape(self, input_shape: Shape) -> Shape:
+        """The output's shape."""
+        batch, height, width, channels = input_shape
+        return (batch, channels * height * width)
+
+
+def moments(inputs: Any) -> tuple[Any, Any]:
+    """Mean and biased variance of each channel in two passes: E[x²] - E[x]² in one would cancel (numerics 7)."""
+    axes = tuple(range(len(inputs.shape) - 1))
+    mean = ops.mean(inputs, axis=axes)
+    return mean, ops.mean(ops.square(inputs - mean), axis=axes)
+
+
+def unbiased(variance: Any, count: Any) -> Any:
+    """The unbiased variance of `count` values, n/(n-1) of the biased one (numerics 6)."""
+    n = ops.cast(count, variance.dtype)
+    return variance * (n / (n - 1.0))
+
+
+def _pad_sides(inputs: Any, padding: int, value: float) -> Any:
+    if not padding:
+        return inputs
+    return ops.pad(inputs, [[0, 0], [padding, padding], [padding, padding], [0, 0]], constant_values=value)
+
+
+def _padded_shape(shape: Shape, padding: int) -> Shape:
+    batch, height, width, channels = shape
+    return (batch, None if height is None else height + 2 * padding, None if width is None else width + 2 * padding, channels)
+
+
+def _subsampled(size: int | None, strides: int) -> int | None:
+    return None if size is None else -(-size // strides)

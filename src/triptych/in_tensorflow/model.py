@@ -1,0 +1,228 @@
+"""A Keras model behind the numpy boundary (`core.contract.Model`)."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
+
+import keras
+import numpy as np
+import tensorflow as tf
+
+from triptych.core.contract import Forward, check_device, check_precision
+from triptych.core.errors import TriptychError, UsageError
+from triptych.core.spec import Spec
+from triptych.in_tensorflow import weights as canonical
+from triptych.in_tensorflow.mlp import mlp
+from triptych.in_tensorflow.resnet import resnet
+
+BUILDERS: dict[str, Callable[..., keras.Model]] = {"resnet": resnet, "mlp": mlp}
+# Our device names and TensorFlow's device types.
+DEVICE_TYPES = {"cpu": "CPU", "cuda": "GPU", "tpu": "TPU"}
+
+Arrays = dict[str, np.ndarray]
+Wrapper = Callable[[keras.layers.Layer, Callable[[Any], Any], Any], Any]
+
+
+def create_model(spec: Spec, weights: Mapping[str, np.ndarray], *, precision: str, device: str) -> Model:
+    """The Keras model of `spec` with these canonical weights.
+
+    Raises UsageError for an unknown precision or an absent device, InputRefused for weights that do not fit, TriptychError when
+    Keras runs on another backend.
+    """
+    check_precision(precision)
+    _check_backend()
+    device = resolve_device(device)
+    with tf.device(DEVICE_TYPES[device]):
+        native = BUILDERS[spec.family](spec, precision)
+    model = Model(spec, native, precision, device)
+    model.load_weights(weights)
+    return model
+
+
+def resolve_device(device: str) -> str:
+    """`auto` becomes cuda when a GPU is visible, else cpu; UsageError for a device that is not there."""
+    check_device(device)
+    available = [name for name, kind in DEVICE_TYPES.items() if tf.config.list_physical_devices(kind)]
+    if device == "auto":
+        return "cuda" if "cuda" in available else "cpu"
+    if device not in available:
+        raise UsageError(f"TensorFlow sees no device {device!r} here; available: auto, {', '.join(available)}")
+    return device
+
+
+def _check_backend() -> None:
+    backend = keras.backend.backend()
+    if backend != "tensorflow":
+        raise TriptychError(
+            f"Keras runs on its {backend!r} backend in this process, and this package needs 'tensorflow'. "
+            "Set KERAS_BACKEND=tensorflow in the environment before anything imports keras."
+        )
+
+
+class Model:
+    """A functional `keras.Model` (`native`) that takes and gives numpy. Fulfils `core.contract.Model`."""
+
+    framework = "tensorflow"
+
+    def __init__(self, spec: Spec, native: keras.Model, precision: str, device: str) -> None:
+        self.spec = spec
+        self.native = native
+        self.precision = precision
+        self.device = device
+        self.bindings = canonical.bind(native, spec)
+        self.generation = 0
+        outputs = {name: native.get_layer(name).output for name in spec.intermediates()}
+        self._with_intermediates = keras.Model(native.inputs, outputs, name=f"{spec.name}.intermediates")
+        self._traces = Traces(self)
+
+    def predict(self, images: np.ndarray, batch_size: int | None = None) -> np.ndarray:
+        """(N, H, W, C) preprocessed images -> (N, classes) logits in eval mode, `batch_size` (None: all) at a time."""
+        self.check_images(images)
+        if batch_size is not None and batch_size < 1:
+            raise UsageError(f"batch_size={batch_size!r} must be a positive integer, or None for all images at once")
+        size = batch_size or max(1, len(images))
+        starts = range(0, max(1, len(images)), size)
+        with self.running():
+            logits = [self._traces(self._predict)(self.tensor(images[start : start + size])).numpy() for start in starts]
+        return np.concatenate(logits)
+
+    def forward(self, images: np.ndarray, *, training: bool = False, layer_inputs: Mapping[str, np.ndarray] | None = None) -> Forward:
+        """One pass with every intermediate of `spec.intermediates()`; dropout is off in both modes.
+
+        With `training`, BatchNorm uses the batch and `state` holds the running state it would have left; the model keeps its own.
+        `layer_inputs` replaces the input of the named layers.
+        """
+        self.check_images(images)
+        inputs = {self._layer(name).name: self.tensor(x) for name, x in (layer_inputs or {}).items()}
+        with self.running():
+            outputs, state = self._traces(self._forward)(self.tensor(images), inputs, training)
+        return Forward(
+            {name: outputs[name].numpy() for name in self.spec.intermediates()}, canonical.read(self._statistics(training), state)
+        )
+
+    def weights(self) -> Arrays:
+        """The canonical state, bit for bit."""
+        return canonical.read(self.bindings)
+
+    def load_weights(self, weights: Mapping[str, np.ndarray]) -> None:
+        """Take a canonical state, bit for bit. InputRefused lists every key that does not fit."""
+        canonical.load(self.bindings, weights)
+
+    @contextlib.contextmanager
+    def intercept(self, layer: str, wrapper: Wrapper) -> Iterator[None]:
+        """While open, `layer` computes `wrapper(native_layer, call, x)` in place of `call(x)`, on tensors.
+
+        Keras looks `call` up on the instance, so every model and trainer over this layer sees it. UsageError for an unknown name.
+        """
+        with self.traced_anew(), _replaced_call(self._layer(layer), wrapper):
+            yield
+
+    @contextlib.contextmanager
+    def traced_anew(self) -> Iterator[None]:
+        """Nothing traced before this context is used inside it, and nothing traced inside it afterwards."""
+        self.generation += 1
+        try:
+            yield
+        finally:
+            self.generation += 1
+
+    @contextlib.contextmanager
+    def running(self) -> Iterator[None]:
+        """On the model's device and in full float32: TensorFlow's default is TF32 where the GPU has it (numerics 28)."""
+        tf32 = tf.config.experimental.tensor_float_32_execution_enabled()
+        tf.config.experimental.enable_tensor_float_32_execution(False)
+        try:
+            with tf.device(DEVICE_TYPES[self.device]):
+                yield
+        finally:
+            tf.config.experimental.enable_tensor_float_32_execution(tf32)
+
+    def tensor(self, array: np.ndarray) -> tf.Tensor:
+        """A numpy array as a tensor in the model's precision."""
+        return tf.constant(np.asarray(array), dtype=self.precision)
+
+    def check_images(self, images: np.ndarray) -> None:
+        """UsageError unless `images` is (N, H, W, C) as the spec says."""
+        shape = np.shape(images)
+        if len(shape) != 4 or shape[1:] != self.spec.input_shape:
+            height, width, channels = self.spec.input_shape
+            raise UsageError(
+                f"{self.spec.name}: images of shape {shape} given, (N, {height}, {width}, {channels}) expected; "
+                "`preprocess` makes them so, and `image_size` and `in_channels` change what the model takes"
+            )
+
+    def _layer(self, name: str) -> keras.layers.Layer:
+        names = [layer.name for layer in self.spec.layers()]
+        if name not in names:
+            raise UsageError(f"{self.spec.name} has no layer {name!r}; it has {', '.join(names)}")
+        return self.native.get_layer(name)
+
+    def _statistics(self, training: bool) -> canonical.Bindings:
+        return tuple(b for b in self.bindings if training and not b.tensor.trainable)
+
+    def _predict(self, images: tf.Tensor) -> tf.Tensor:
+        return self.native(images, training=False)
+
+    def _forward(
+        self, images: tf.Tensor, layer_inputs: dict[str, tf.Tensor], training: bool
+    ) -> tuple[dict[str, tf.Tensor], list[tf.Tensor]]:
+        with contextlib.ExitStack() as stack:
+            for name, x in layer_inputs.items():
+                stack.enter_context(_replaced_call(self._layer(name), _given(x)))
+            stack.enter_context(dropout_off(self.native))
+            # Inside this scope Keras collects the assignments of the BatchNorms instead of making them.
+            stack.enter_context(keras.StatelessScope())
+            outputs = self._with_intermediates(images, training=training)
+            state = [tf.convert_to_tensor(b.variable.value) for b in self._statistics(training)]
+        return outputs, state
+
+
+class Traces:
+    """The `tf.function`s of one owner, traced anew whenever an interception of the model opens or closes."""
+
+    def __init__(self, model: Model) -> None:
+        self._model = model
+        self._generation = model.generation
+        self._functions: dict[str, Any] = {}
+
+    def __call__(self, function: Callable[..., Any]) -> Callable[..., Any]:
+        """The compiled form of a method of the owner."""
+        if self._generation != self._model.generation:
+            self._functions.clear()
+            self._generation = self._model.generation
+        if function.__name__ not in self._functions:
+            self._functions[function.__name__] = tf.function(function, autograph=False, reduce_retracing=True)
+        return self._functions[function.__name__]
+
+
+@contextlib.contextmanager
+def dropout_off(model: keras.Model) -> Iterator[None]:
+    """Train mode for BatchNorm without dropout."""
+    layers = [layer for layer in model.layers if isinstance(layer, keras.layers.Dropout)]
+    rates = [layer.rate for layer in layers]
+    try:
+        for layer in layers:
+            layer.rate = 0.0
+        yield
+    finally:
+        for layer, rate in zip(layers, rates, strict=True):
+            layer.rate = rate
+
+
+@contextlib.contextmanager
+def _replaced_call(layer: keras.layers.Layer, wrapper: Wrapper) -> Iterator[None]:
+    before = vars(layer).get("call")
+    call = layer.call
+    layer.call = lambda x, **options: wrapper(layer, lambda y: call(y, **options), x)
+    try:
+        yield
+    finally:
+        del layer.call
+        if before is not None:
+            layer.call = before
+
+
+def _given(x: tf.Tensor) -> Wrapper:
+    return lambda _layer, call, _x: call(x)

@@ -1,0 +1,48 @@
+"""Certify a model: the ladder in each precision asked for, with the same weights, and one certificate."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from triptych.core.errors import UsageError
+from triptych.core.initialize import Weights
+from triptych.core.spec import Spec
+from triptych.parity.observation import write_json
+from triptych.parity.plan import Plan
+from triptych.parity.prove import Proof, certificate, prove
+from triptych.parity.subject import as_precision
+
+
+def certify(
+    model: str, spec: Spec, weights: Path | None, frameworks: tuple[str, ...], precisions: tuple[str, ...], device: str, run: Path,
+    progress: Callable[[str], None],
+) -> dict[str, Any]:  # fmt: skip
+    """Climb the ladder and return the certificate (also written to `run/certificate.json`).
+
+    `weights` is a canonical checkpoint of this model; its own spec (classes, channels, size) is what is proven.
+    Raises InputRefused for a damaged or foreign checkpoint, UsageError for one of another model.
+    """
+    given: Weights | None = None
+    if weights is not None:
+        spec, given = _checkpoint(model, weights)
+    proofs: list[Proof] = []
+    for precision in precisions:
+        plan = Plan(spec, frameworks, precision, device=device, calibrate=given is None)
+        # Parity weights are calibrated once; the later precision takes the earlier one's, so that one hash covers both.
+        start = as_precision(given, precision) if given is not None else None
+        proofs.append(prove(plan, start, run / precision, progress))
+        given = given if given is not None else proofs[-1].weights
+    result = certificate(model, proofs)
+    write_json(run / "certificate.json", result)
+    return result
+
+
+def _checkpoint(model: str, path: Path) -> tuple[Spec, Weights]:
+    from triptych.core import checkpoint
+
+    loaded = checkpoint.load(path)
+    if loaded.spec.name != model:
+        raise UsageError(f"{path} holds a {loaded.spec.name}, not a {model}; run `triptych parity {loaded.spec.name} --weights {path}`")
+    return loaded.spec, loaded.weights

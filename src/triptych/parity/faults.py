@@ -1,0 +1,310 @@
+"""Plant one realistic porting fault at a time, in one framework at a time: the proof must be able to fail.
+
+Every row names the cause in the terms of the project's numerics table, the rung that must catch it and the layer it sits in.
+Faults of plain data (weights, recipe, boxes) are planted here, on the `Subject`; faults of native code stand in each room's
+`faults.py` under the same names. The models themselves know nothing of faults.
+
+A fault of your own: `triptych parity MODEL --fault FILE:function`. The function is called in each framework's worker as
+`function(subject)` before anything is computed, with a `parity.subject.Subject`. It may
+
+- replace attributes: `subject.weights[name]`, `subject.spec`, `subject.recipes["sgd"]`, `subject.preprocessing`, `subject.learning_rate`, ...;
+- intercept a layer: `subject.intercept("layer2.0.bn1", lambda native_layer, call, x: ...)` is a context manager on native tensors;
+- change `subject.model.native`, or patch anything in `subject.room` (`subject.framework` says which framework it is).
+
+It may return a context manager (or be a generator function used as one with `contextlib.contextmanager`) that takes the fault
+out again, or nothing. To leave a framework clean, return `NotImplemented`.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import importlib.util
+import inspect
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from triptych.core import philox
+from triptych.core.errors import UsageError
+from triptych.core.spec import BlockSpec, Layer, ResNetSpec, Spec
+from triptych.parity.subject import Subject
+
+Plant = Callable[[Subject, str], Any]
+Select = Callable[[Spec], str | None]
+
+
+@dataclass(frozen=True, slots=True)
+class Fault:
+    """A row of the table: `select` finds the layer to plant it in (None: the spec has no such layer, for the reason given)."""
+
+    name: str
+    numerics: int
+    cause: str
+    rung: int
+    select: Select
+    needs: str
+    plant: Plant | None = None  # None: planted natively, by the rooms' `faults.PLANTINGS[name]`
+
+
+class LeftClean(Exception):
+    """A fault that its author did not plant in this framework."""
+
+
+@dataclass(frozen=True, slots=True)
+class Planted:
+    """A fault bound to a layer of one spec."""
+
+    fault: Fault
+    layer: str
+
+    @property
+    def name(self) -> str:
+        """The fault's name in the table, or `FILE:function`."""
+        return self.fault.name
+
+    @property
+    def rung(self) -> int:
+        """The rung that must catch it; the last one to climb."""
+        return self.fault.rung
+
+    def plant(self, subject: Subject) -> AbstractContextManager[Any]:
+        """Plant it in a subject; it is gone when the context closes. LeftClean when this framework cannot express it."""
+        plant = self.fault.plant or subject.room.PLANTINGS.get(self.fault.name)
+        planted = NotImplemented if plant is None else plant(subject, self.layer)
+        if planted is NotImplemented:
+            raise LeftClean(self.fault.name)
+        return planted if hasattr(planted, "__exit__") else contextlib.nullcontext()
+
+
+# --- Where to plant ----------------------------------------------------------------------------------------------------------
+
+
+def _first(match: Callable[[Layer], bool]) -> Select:
+    return lambda spec: next((layer.name for layer in spec.layers() if match(layer)), None)
+
+
+def _anywhere(spec: Spec) -> str | None:
+    return ""
+
+
+def _middle(op: str) -> Select:
+    """The middle layer of a kind: neither the first, which much feeds, nor the last, which feeds nothing."""
+
+    def select(spec: Spec) -> str | None:
+        names = [layer.name for layer in spec.layers() if layer.op == op]
+        return names[len(names) // 2] if names else None
+
+    return select
+
+
+def _block(match: Callable[[BlockSpec], bool]) -> Select:
+    def select(spec: Spec) -> str | None:
+        return next((block.name for block in spec.blocks() if match(block)), None) if isinstance(spec, ResNetSpec) else None
+
+    return select
+
+
+def _flattened_channels(spec: Spec) -> str | None:
+    return next((layer.name for layer in spec.layers() if layer.op == "flatten" and spec.in_channels > 1), None)
+
+
+def _shortcut(spec: Spec) -> str | None:
+    names = (layer.name for layer in spec.layers() if layer.op == "pad_shortcut" or layer.name.endswith("downsample.0"))
+    return next(names, None)
+
+
+def _image_files(spec: Spec) -> str | None:
+    return "" if spec.in_channels in (1, 3) else None
+
+
+def _colour(spec: Spec) -> str | None:
+    return "" if spec.in_channels == 3 else None
+
+
+# --- Faults of plain data ----------------------------------------------------------------------------------------------------
+
+
+def _change_tensor(suffix: str, change: Callable[[np.ndarray], np.ndarray]) -> Plant:
+    def plant(subject: Subject, layer: str) -> None:
+        name = f"{layer}.{suffix}"
+        subject.weights[name] = np.ascontiguousarray(change(subject.weights[name]))
+
+    return plant
+
+
+def _swap_gamma_beta(subject: Subject, layer: str) -> None:
+    weight, bias = f"{layer}.weight", f"{layer}.bias"
+    subject.weights[weight], subject.weights[bias] = subject.weights[bias], subject.weights[weight]
+
+
+def _native_initializer(subject: Subject, layer: str) -> None:
+    """A truncated normal with fan-in, as Keras' and Flax's defaults draw, in place of the canonical weights."""
+    name = f"{layer}.weight"
+    shape, like = subject.weights[name].shape, subject.weights[name]
+    drawn = np.clip(philox.normal(f"fault/{name}", shape), -2.0, 2.0) * np.sqrt(1.0 / np.prod(shape[1:]))
+    subject.weights[name] = drawn.astype(like.dtype)
+
+
+def _recipe(**changes: Any) -> Plant:
+    def plant(subject: Subject, layer: str) -> None:
+        for kind, recipe in subject.recipes.items():
+            subject.recipes[kind] = dataclasses.replace(recipe, **changes)
+
+    return plant
+
+
+def _no_nesterov(subject: Subject, layer: str) -> None:
+    sgd = subject.recipes["sgd"]
+    subject.recipes["sgd"] = dataclasses.replace(sgd, optimizer=dataclasses.replace(sgd.optimizer, nesterov=False))
+
+
+def _no_weight_decay(subject: Subject, layer: str) -> None:
+    for kind, recipe in subject.recipes.items():
+        subject.recipes[kind] = dataclasses.replace(recipe, optimizer=dataclasses.replace(recipe.optimizer, weight_decay=0.0))
+
+
+def _schedule_off_by_one(subject: Subject, layer: str) -> None:
+    right = subject.learning_rate
+    subject.learning_rate = lambda schedule, step: right(schedule, step + 1)
+
+
+def _learning_rate_float32(subject: Subject, layer: str) -> None:
+    right = subject.learning_rate
+    subject.learning_rate = lambda schedule, step: float(np.float32(right(schedule, step)))
+
+
+def _crop_off_by_one(subject: Subject, layer: str) -> None:
+    right = subject.geometry
+    subject.geometry = lambda recipe, height, width: dataclasses.replace(_moved := right(recipe, height, width), left=max(0, _moved.left - 1))
+
+
+def _channels_reversed(subject: Subject, layer: str) -> None:
+    right = subject.decode
+    subject.decode = lambda data, channels: np.ascontiguousarray(right(data, channels)[..., ::-1])
+
+
+def _normalize_without_mean(subject: Subject, layer: str) -> None:
+    recipe = subject.preprocessing
+    subject.preprocessing = dataclasses.replace(recipe, mean=(0.0,) * recipe.channels)
+
+
+@contextlib.contextmanager
+def _relu_missing(subject: Subject, layer: str) -> Iterator[None]:
+    with subject.intercept(layer, lambda native, call, x: x):
+        yield
+
+
+# --- The table ---------------------------------------------------------------------------------------------------------------
+
+_BATCH_NORM, _CONV, _NO_BN = _middle("batch_norm"), _middle("conv"), "a BatchNorm layer"
+_STRIDED = _first(lambda layer: layer.op == "conv" and layer.stride == 2 and layer.kernel == 3)
+_MAX_POOL = _first(lambda layer: layer.op == "max_pool")
+_PAD = _first(lambda layer: layer.op == "pad_shortcut")
+_V1 = _block(lambda block: block.kind == "bottleneck" and block.stride == 2)
+_LINEAR = _middle("linear")
+
+FAULTS: tuple[Fault, ...] = (
+    Fault("kernel_transposed", 11, "a convolution kernel's height and width exchanged by the converter", 1, _STRIDED, "a 3x3 convolution",
+          _change_tensor("weight", lambda w: w.swapaxes(2, 3))),
+    Fault("gamma_beta_swapped", 11, "BatchNorm's gamma and beta exchanged by the converter", 1, _BATCH_NORM, _NO_BN, _swap_gamma_beta),
+    Fault("native_initializer", 24, "a layer keeps the framework's own initial weights", 1, _LINEAR, "a linear layer", _native_initializer),
+    Fault("jpeg_fast_dct", 19, "JPEG decoded with the fast inverse transform", 2, _image_files, "image files"),
+    Fault("channels_reversed", 11, "BGR in place of RGB", 2, _colour, "colour images", _channels_reversed),
+    Fault("resize_no_antialias", 20, "resize without antialiasing", 2, _image_files, "image files"),
+    Fault("resize_uint8", 21, "resize rounds to integers", 2, _image_files, "image files"),
+    Fault("crop_off_by_one", 22, "the crop's corner rounded the other way", 2, _image_files, "image files", _crop_off_by_one),
+    Fault("normalize_without_mean", 22, "scaled but not centred", 2, _anywhere, "images", _normalize_without_mean),
+    Fault("conv_same_padding", 1, "SAME padding at stride 2: the odd pixel goes behind", 3, _STRIDED, "a 3x3 convolution with stride 2"),
+    Fault("max_pool_same_padding", 3, "SAME in the stem's max-pool: same shape, other windows", 3, _MAX_POOL, "a max-pool"),
+    Fault("batch_norm_epsilon", 4, "Keras' BatchNorm epsilon 1e-3", 3, _BATCH_NORM, _NO_BN),
+    Fault("batch_norm_batch_statistics_in_eval", 5, "a forgotten eval mode: batch statistics in inference", 3, _BATCH_NORM, _NO_BN),
+    Fault("stride_on_first_convolution", 10, "v1 in place of v1.5: the stride on the first 1x1", 3, _V1, "a strided bottleneck"),
+    Fault("flatten_native_order", 11, "flattened as (H, W, C) in place of (C, H, W), or the reverse", 3, _flattened_channels, "a flatten of several channels"),
+    Fault("low_precision_layer", 28, "one layer computed in bfloat16, as TF32-like defaults do", 3, _CONV, "a convolution"),
+    Fault("pad_shortcut_one_side", 1, "option A pads all new channels behind", 3, _PAD, "an option-A shortcut"),
+    Fault("pad_shortcut_average_pool", 27, "option A averages in place of subsampling", 3, _PAD, "an option-A shortcut"),
+    Fault("dropout_in_eval", 23, "dropout left on in inference", 3, _middle("relu"), "an activation"),
+    Fault("relu_missing", 10, "an activation forgotten", 3, _middle("relu"), "an activation", _relu_missing),
+    Fault("batch_norm_frozen_in_training", 5, "running statistics used in training: the mode flag never arrived", 4, _BATCH_NORM, _NO_BN),
+    Fault("batch_norm_fast_variance", 7, "batch variance as E[x²] - E[x]²", 4, _BATCH_NORM, _NO_BN),
+    Fault("batch_norm_momentum", 5, "BatchNorm momentum weighs the old in place of the new", 4, _BATCH_NORM, _NO_BN),
+    Fault("batch_norm_biased_variance", 6, "biased running variance", 4, _BATCH_NORM, _NO_BN),
+    Fault("label_smoothing_missing", 17, "label smoothing forgotten", 5, _anywhere, "a loss", _recipe(label_smoothing=0.0)),
+    Fault("label_smoothing_other_classes", 17, "smoothing mass on the other classes only", 5, _anywhere, "a loss"),
+    Fault("loss_float32", 31, "the loss computed in float32", 5, _anywhere, "a loss"),
+    Fault("loss_sum", 29, "the loss summed in place of averaged", 5, _anywhere, "a loss"),
+    Fault("gradient_stopped_shortcut", 33, "no gradient through a shortcut", 5, _shortcut, "a shortcut that changes shape"),
+    Fault("momentum_convention", 12, "Keras' momentum: the learning rate inside the velocity", 6, _anywhere, "an optimizer"),
+    Fault("nesterov_formula", 13, "a wrong Nesterov update", 6, _anywhere, "an optimizer"),
+    Fault("nesterov_missing", 13, "plain momentum in place of Nesterov", 6, _anywhere, "an optimizer", _no_nesterov),
+    Fault("weight_decay_decoupled", 14, "SGD with decoupled weight decay", 6, _anywhere, "an optimizer"),
+    Fault("weight_decay_missing", 14, "weight decay forgotten", 6, _anywhere, "an optimizer", _no_weight_decay),
+    Fault("decay_norm_and_bias", 14, "weight decay on BatchNorm and biases too", 6, _anywhere, "an optimizer", _recipe(decay_norm_and_bias=True)),
+    Fault("adam_epsilon_hat", 15, "AdamW's epsilon inside the bias correction", 6, _anywhere, "an optimizer"),
+    Fault("schedule_off_by_one", 16, "the schedule read one step late", 6, _anywhere, "an optimizer", _schedule_off_by_one),
+    Fault("learning_rate_float32", 31, "the learning rate held in float32", 6, _anywhere, "an optimizer", _learning_rate_float32),
+    Fault("ema_decay_complement", 16, "the moving average weighs the new by the decay", 6, _anywhere, "an optimizer", _recipe(ema_decay=0.1)),
+    Fault("ema_before_step", 16, "the moving average takes the weights before the update", 6, _anywhere, "an optimizer"),
+)  # fmt: skip
+
+NOT_EXPRESSIBLE: dict[int, str] = {
+    2: "zero padding before the stem's max-pool: harmless behind a ReLU, where no value is below zero; no catalogued model pools elsewhere",
+    8: "LayerNorm epsilon: no catalogued model has a LayerNorm yet (ViT, planned)",
+    9: "GELU approximation: no catalogued model has a GELU yet (ViT, planned)",
+    18: "gradient clipping: recipes gain clipping with the training system (planned)",
+    25: "LSTM gate order and biases: no catalogued model has an LSTM yet (text_image, planned)",
+    26: "attention mask constant, softmax dtype: no catalogued model has attention yet (planned)",
+    30: "metric traps: a property of the comparer, not of a framework; tests/parity/test_compare.py plants them there",
+    32: "colour jitter: training transforms come with the training system (planned)",
+    34: "layout noise: the yardstick of float32 claims, not a fault",
+    35: "thread counts: recorded with every result, not a fault",
+}
+"""Rows of the numerics table that nothing in the catalogue can express, with the reason."""
+
+
+def find(name: str, spec: Spec) -> Planted:
+    """The fault called `name` bound to a layer of `spec`; `FILE:function` loads one from outside.
+
+    Raises UsageError for an unknown name, or when the spec cannot express it.
+    """
+    if ":" in name:
+        return Planted(Fault(name, 0, "planted from outside", 7, _anywhere, "", _external(name)), "")
+    fault = next((row for row in FAULTS if row.name == name), None)
+    if fault is None:
+        raise UsageError(f"unknown fault {name!r}; choose from {', '.join(row.name for row in FAULTS)}, all, or FILE:function")
+    layer = fault.select(spec)
+    if layer is None:
+        raise UsageError(f"{spec.name} cannot express the fault {name!r}: it has no {fault.needs}")
+    return Planted(fault, layer)
+
+
+def expressible(spec: Spec) -> tuple[list[str], dict[str, str]]:
+    """Names of the faults that `spec` can express; and for the others, the reason."""
+    can = [fault.name for fault in FAULTS if fault.select(spec) is not None]
+    cannot = {fault.name: f"{spec.name} has no {fault.needs.removeprefix('a ').removeprefix('an ')}" for fault in FAULTS if fault.name not in can}
+    return can, cannot
+
+
+def _external(reference: str) -> Plant:
+    path, _, function = reference.rpartition(":")
+    if not Path(path).is_file():
+        raise UsageError(f"--fault {reference}: no file {path!r}; give FILE:function, with a Python file")
+    spec = importlib.util.spec_from_file_location("triptych_external_fault", path)
+    if spec is None or spec.loader is None:
+        raise UsageError(f"--fault {reference}: {path!r} is not a Python file")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    plant = getattr(module, function, None)
+    if not callable(plant):
+        raise UsageError(f"--fault {reference}: {path!r} defines no function {function!r}")
+    return lambda subject, layer: _entered(plant(subject))
+
+
+def _entered(result: Any) -> Any:
+    """What an outside function returned: a context manager, a bare generator, NotImplemented (clean), or nothing."""
+    return contextlib.contextmanager(lambda: result)() if inspect.isgenerator(result) else result

@@ -1,0 +1,131 @@
+"""What a worker saw: named tensors in execution order, streamed through the run directory in bounded shards."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import numpy as np
+from safetensors import safe_open
+from safetensors.numpy import save_file
+
+from triptych.core.errors import TriptychError
+
+SHARD_BYTES = 128 * 2**20
+PENDING_BYTES = 640 * 2**20
+POLL_SECONDS = 0.02
+
+
+@dataclass(frozen=True, slots=True)
+class Observation:
+    """One tensor at one place of the ladder. `group` decides its tolerance; `fault` names the planted fault, if any."""
+
+    rung: int
+    group: str
+    name: str
+    value: np.ndarray
+    step: int = 0
+    fault: str = ""
+
+    @property
+    def key(self) -> tuple[str, int, int, str, str]:
+        """What must coincide for two observations to be compared."""
+        return (self.fault, self.rung, self.step, self.group, self.name)
+
+
+class ShardWriter:
+    """Writes observations to `directory` as numbered safetensors files, each renamed into place when complete.
+
+    It blocks while more than `PENDING_BYTES` wait for the reader, who deletes what he has read: the disk stays bounded.
+    """
+
+    def __init__(self, directory: Path) -> None:
+        self.directory = directory
+        self.count = 0
+        self.bytes = 0
+        self.pending: list[Observation] = []
+        directory.mkdir(parents=True, exist_ok=True)
+
+    def write(self, observation: Observation) -> None:
+        """Queue one observation; a full shard goes to disk."""
+        self.pending.append(observation)
+        self.bytes += observation.value.nbytes
+        if self.bytes >= SHARD_BYTES:
+            self.flush()
+
+    def flush(self) -> None:
+        """Put what is queued on disk now: before any wait for another worker, so that nobody waits in a circle."""
+        if not self.pending:
+            return
+        self._wait_for_room()
+        header = [{**asdict(o), "value": None} for o in self.pending]
+        tensors = {str(i): np.ascontiguousarray(o.value) for i, o in enumerate(self.pending)}
+        write_tensors(self.directory / f"{self.count:06d}.safetensors", tensors, {"observations": json.dumps(header)})
+        self.count, self.bytes, self.pending = self.count + 1, 0, []
+
+    def _wait_for_room(self) -> None:
+        while sum(path.stat().st_size for path in _existing(self.directory)) > PENDING_BYTES:
+            time.sleep(POLL_SECONDS)
+
+    def close(self, summary: dict[str, object]) -> None:
+        """Flush and leave `done.json`, which ends the stream."""
+        self.flush()
+        write_json(self.directory / "done.json", {**summary, "shards": self.count})
+
+
+def _existing(directory: Path) -> Iterator[Path]:
+    for path in directory.glob("[0-9]*.safetensors"):
+        if path.exists():
+            yield path
+
+
+class ShardReader:
+    """Reads a worker's observations in order, deleting each shard once it is consumed.
+
+    `alive` tells whether the writer still runs; a stream that ends without `done.json` raises TriptychError.
+    """
+
+    def __init__(self, directory: Path, alive: object = None) -> None:
+        self.directory = directory
+        self.alive = alive
+        self.summary: dict[str, object] = {}
+
+    def __iter__(self) -> Iterator[Observation]:
+        for number in range(10**6):
+            path = self._wait(number)
+            if path is None:
+                return
+            with safe_open(path, framework="numpy") as shard:
+                for i, fields in enumerate(json.loads(shard.metadata()["observations"])):
+                    yield Observation(**{**fields, "value": shard.get_tensor(str(i))})
+            path.unlink()
+
+    def _wait(self, number: int) -> Path | None:
+        path, done = self.directory / f"{number:06d}.safetensors", self.directory / "done.json"
+        while True:
+            if path.exists():
+                return path
+            if done.exists():
+                self.summary = json.loads(done.read_text())
+                if number >= int(str(self.summary["shards"])):
+                    return None
+            elif callable(self.alive) and not self.alive() and not done.exists() and not path.exists():
+                raise TriptychError(f"the worker in {self.directory.name} ended without finishing its observations")
+            time.sleep(POLL_SECONDS)
+
+
+def write_tensors(path: Path, tensors: dict[str, np.ndarray], metadata: dict[str, str] | None = None) -> None:
+    """A safetensors file that appears complete or not at all."""
+    partial = path.with_suffix(".partial")
+    save_file({name: np.ascontiguousarray(value) for name, value in tensors.items()}, partial, metadata=metadata)
+    partial.replace(path)
+
+
+def write_json(path: Path, data: object) -> None:
+    """A JSON file that appears complete or not at all."""
+    partial = path.with_suffix(".partial")
+    partial.write_text(json.dumps(data, indent=1, allow_nan=False))
+    partial.replace(path)

@@ -1,0 +1,189 @@
+"""Run the workers of a plan, compare their streams, and write the certificate."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import subprocess
+import sys
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from triptych.core import environment, initialize
+from triptych.core.errors import TriptychError, UsageError
+from triptych.core.initialize import Weights
+from triptych.parity import plan as plans
+from triptych.parity.compare import Comparer, Comparison, divergence, free_run_row, rung_rows
+from triptych.parity.observation import ShardReader, write_json, write_tensors
+from triptych.parity.plan import Plan
+
+Progress = Callable[[str], None]
+PUBLISHED_ALGOPERF_DIFFERENCE = 2.68e-7
+"""AlgoPerf's published largest logit difference, ResNet-50, PyTorch against JAX, random initialization (guide, peers)."""
+
+
+@dataclass(slots=True)
+class Proof:
+    """What comparing one plan gave."""
+
+    plan: Plan
+    comparer: Comparer
+    summaries: dict[str, dict[str, Any]]
+    weights: Weights
+
+    @property
+    def rows(self) -> list[dict[str, Any]]:
+        """The certificate's rungs in this precision."""
+        pairs = len(self.plan.frameworks) * (len(self.plan.frameworks) - 1) // 2
+        rows = rung_rows(self.plan, self.comparer.comparisons, pairs)
+        if 8 in self.plan.rungs and self.comparer.free:
+            curves = self.summaries[self.plan.frameworks[0]]["self_divergence"]
+            rows.append(free_run_row(self.plan, self.comparer.free, curves))
+        return rows
+
+    @property
+    def passed(self) -> bool:
+        """Whether every rung asked for was climbed and passed."""
+        rows = self.rows
+        return {row["number"] for row in rows} == set(self.plan.rungs) and all(row["passed"] for row in rows)
+
+
+def prove(plan: Plan, weights: Weights | None, run: Path, progress: Progress = lambda text: None, *, keep: bool = False) -> Proof:
+    """Start the workers, compare while they climb, and return the proof. `run` must be a new directory.
+
+    Raises TriptychError when a worker fails, with the end of its log; the other workers are stopped.
+    """
+    if len(plan.frameworks) < 2:
+        raise UsageError("a proof needs two frameworks or more; name them with --frameworks pytorch,jax")
+    run.mkdir(parents=True)
+    write_json(run / "plan.json", plan.to_json())
+    given = weights if weights is not None else initialize.parity_weights(plan.spec, plan.seed, plan.precision)
+    write_tensors(run / "inputs.safetensors", given)
+    comparer = Comparer(plan, keep=keep)
+    with workers(plan, run) as processes:
+        readers = {name: ShardReader(run / name, alive(process)) for name, process in processes.items()}
+        _watch(comparer.consume(readers), plan, progress)
+        for reader in readers.values():
+            # A misaligned stream ends the comparison early; a proof that failed needs no rest of it.
+            if comparer.first is None:
+                list(reader)
+    used = plans.load(run)[1] if not plan.calibrate else _load(run / "weights.safetensors")
+    proof = Proof(plan, comparer, {name: reader.summary for name, reader in readers.items()}, used)
+    write_json(run / "comparison.json", {"schema": 1, "tensors": [asdict(c) for c in comparer.comparisons]})
+    if comparer.first_tensors:
+        write_tensors(run / "first_divergence.safetensors", comparer.first_tensors)
+    return proof
+
+
+def _load(path: Path) -> Weights:
+    from safetensors.numpy import load_file
+
+    return load_file(path)
+
+
+def _watch(comparisons: Iterator[Comparison], plan: Plan, progress: Progress) -> None:
+    for count, comparison in enumerate(comparisons, start=1):
+        progress(f"{plan.spec.name} {plan.precision}: rung {comparison.rung}, step {comparison.step}, {count} tensors compared")
+
+
+@contextlib.contextmanager
+def workers(plan: Plan, run: Path) -> Iterator[dict[str, subprocess.Popen[bytes]]]:
+    """One process a framework; all are stopped on the way out, whatever happened."""
+    processes: dict[str, subprocess.Popen[bytes]] = {}
+    try:
+        for framework in plan.frameworks:
+            with (run / f"{framework}.log").open("wb") as log:
+                command = [sys.executable, "-m", "triptych.parity.worker", str(run), framework]
+                processes[framework] = subprocess.Popen(command, stdout=log, stderr=log, stdin=subprocess.DEVNULL, env=_environment(run))
+        yield processes
+    except TriptychError as error:
+        failed = next((name for name in processes if (run / name / "error.json").exists()), None)
+        log = (run / f"{failed}.log").read_text(errors="replace")[-2000:] if failed else ""
+        raise TriptychError(f"{error}\n{failed} worker: {log}" if failed else str(error)) from error
+    finally:
+        for process in processes.values():
+            process.kill()
+            process.wait()
+
+
+def _environment(run: Path) -> dict[str, str]:
+    """Worker processes own their globals: no TF32, no chatter, a compilation cache of their own."""
+    settings = {
+        "KERAS_BACKEND": "tensorflow",
+        "TF_CPP_MIN_LOG_LEVEL": "3",
+        "NVIDIA_TF32_OVERRIDE": "0",
+        "JAX_COMPILATION_CACHE_DIR": str(run / "jax_cache"),
+        "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0.2",
+        "PYTHONUNBUFFERED": "1",
+    }
+    return {**os.environ, **settings}
+
+
+def alive(process: subprocess.Popen[bytes]) -> Callable[[], bool]:
+    """Whether a worker still runs, asked anew at each call."""
+    return lambda: process.poll() is None
+
+
+def certificate(model: str, proofs: list[Proof]) -> dict[str, Any]:
+    """The certificate of one model: verdict, every rung in every precision, the first divergence, and hashes."""
+    passed = bool(proofs) and all(proof.passed for proof in proofs)
+    first = next((proof for proof in proofs if proof.comparer.first is not None), None)
+    spec = proofs[0].plan.spec
+    ordered = [(tensor.name, proofs[0].weights[tensor.name]) for tensor in spec.tensors()]
+    return {
+        "schema": 1,
+        "verdict": "pass" if passed else "fail",
+        "model": model,
+        "frameworks": list(proofs[0].plan.frameworks),
+        "spec_sha256": plans.spec_sha256(spec),
+        "weights_sha256": plans.weights_sha256(ordered),
+        "code_sha256": environment.code_hash(),
+        "rungs": [row for proof in proofs for row in proof.rows],
+        "first_divergence": divergence(first.plan, first.comparer.first) if first else None,
+        "context": next((c for c in map(_context, proofs) if c), None),
+        "versions": {name: summary.get("versions", {}) for name, summary in proofs[0].summaries.items()},
+        "environment": environment.environment(),
+    }
+
+
+def _context(proof: Proof) -> dict[str, Any] | None:
+    """AlgoPerf's setting (random initialization, float32): absolute logit difference and scale, beside one framework's own noise."""
+    logits = proof.comparer.context.get("random initialization")
+    if logits is None:
+        return None
+    worst = max(float(np.abs(a - b).max()) for a in logits.values() for b in logits.values())
+    own = {name: float(value) for name, value in proof.comparer.context["layout noise"].items() if value >= 0}
+    return {
+        "setting": "random initialization, float32, eval mode",
+        "image_size": proof.plan.spec.image_size,
+        "max_absolute_logit_difference": worst,
+        "logit_scale": max(float(np.abs(value).max()) for value in logits.values()),
+        "layout_noise": own,
+        "published_algoperf_difference": PUBLISHED_ALGOPERF_DIFFERENCE,
+    }
+
+
+def table(certificate_: Mapping[str, Any]) -> str:
+    """The certificate as text."""
+    head = f"{'rung':<28}{'precision':<10}{'worst error':>12}{'tolerance':>12}  {'tensor'}"
+    lines = [f"{certificate_['model']}: {certificate_['verdict'].upper()} ({', '.join(certificate_['frameworks'])})", head]
+    for row in certificate_["rungs"]:
+        mark = "" if row["passed"] else "  <-- FAILED"
+        name = f"{row['number']} {row['name']}"
+        lines.append(f"{name:<28}{row['precision']:<10}{row['worst_error']:>12.2e}{row['tolerance']:>12.2e}  {row['tensor']}{mark}")
+    first = certificate_["first_divergence"]
+    if first:
+        where = f"rung {first['rung']}, step {first['step']}, {first['tensor']} ({' against '.join(first['pair'])})"
+        lines.append(f"first divergence: {where}: {first['error']:.2e} > {first['tolerance']:.2e}")
+    context = certificate_.get("context")
+    if context:
+        lines.append(
+            f"random initialization, float32: largest logit difference {context['max_absolute_logit_difference']:.2e} "
+            f"at logit scale {context['logit_scale']:.2e} (AlgoPerf published {context['published_algoperf_difference']:.2e})"
+        )
+    return "\n".join(lines)
+

@@ -1,0 +1,263 @@
+"""The ladder: what a framework computes at each rung, as a stream of observations in execution order.
+
+Rung code knows no architecture: it asks the spec for names and the subject for numbers.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+
+from triptych.core import philox
+from triptych.core.contract import TrainingState
+from triptych.core.initialize import Weights
+from triptych.core.spec import Spec
+from triptych.parity import plan as plans
+from triptych.parity.observation import Observation
+from triptych.parity.subject import Subject, initial_state
+from triptych.parity.trajectory import Trajectory
+
+# A probe shows a normalization layer data whose mean is 1,000 standard deviations: what E[x²] - E[x]² cancels (numerics 7).
+PROBE_OFFSET = {"float64": 1000.0, "float32": 30.0}
+SKETCH = 4096
+
+
+@dataclass(frozen=True, slots=True)
+class Rung:
+    """One rung: its number and its name in the field's terms."""
+
+    number: int
+    name: str
+
+
+RUNGS = (
+    Rung(1, "names, shapes, weights"),
+    Rung(2, "preprocessing"),
+    Rung(3, "forward, eval mode"),
+    Rung(4, "forward, train mode"),
+    Rung(5, "loss and gradients"),
+    Rung(6, "optimizer alone"),
+    Rung(7, "synchronised steps"),
+    Rung(8, "free run"),
+)
+
+
+def climb(subject: Subject, trajectory: Trajectory, rungs: tuple[int, ...]) -> Iterator[Observation]:
+    """Every observation of the given rungs but the eighth, in order."""
+    for number in rungs:
+        if number == 7:
+            yield from synchronised_steps(subject, trajectory)
+        elif number in _CLIMBERS:
+            yield from _CLIMBERS[number](subject)
+
+
+def names_and_weights(subject: Subject) -> Iterator[Observation]:
+    """Rung 1: the declared names and every tensor of the state, bit for bit as the framework holds it."""
+    held = subject.model.weights()
+    declared = json.dumps([[name, list(value.shape), str(value.dtype)] for name, value in held.items()])
+    yield Observation(1, "names", "names and shapes", np.frombuffer(declared.encode(), np.uint8))
+    for tensor in subject.plan.spec.tensors():
+        yield Observation(1, "weights", tensor.name, _get(held, tensor.name))
+
+
+def preprocessing(subject: Subject) -> Iterator[Observation]:
+    """Rung 2: files decoded, resized and normalized natively, stage by stage."""
+    recipe = subject.preprocessing
+    if recipe.channels not in (1, 3):
+        images = plans.pictures(recipe)
+    else:
+        images = {}
+        for name, data in plans.encoded_images(recipe).items():
+            images[name] = subject.decode(data, recipe.channels)
+            yield Observation(2, "decoded", name, images[name])
+    for name, image in images.items():
+        box = subject.geometry(recipe, *image.shape[:2])
+        yield Observation(2, "resized", f"{name} resized", subject.resize(image, box))
+        yield Observation(2, "normalized", f"{name} normalized", subject.preprocess(image, recipe))
+
+
+def forward_eval(subject: Subject) -> Iterator[Observation]:
+    """Rung 3: every intermediate in eval mode; the last is the logits."""
+    images = subject.as_input(plans.forward_images(subject.plan))
+    yield from _intermediates(3, subject.plan.spec, subject.model.forward(images).intermediates)
+
+
+def forward_train(subject: Subject) -> Iterator[Observation]:
+    """Rung 4: every intermediate in train mode, the probes of the normalization layers, and the state after the pass."""
+    spec = subject.plan.training_spec
+    images = _training_images(subject, 0)[0]
+    passed = subject.training_model.forward(images, training=True)
+    yield from _intermediates(4, spec, passed.intermediates)
+    probes = _probes(subject)
+    if probes:
+        seen = subject.training_model.forward(images, training=True, layer_inputs=probes).intermediates
+        for name in probes:
+            yield Observation(4, "probe", f"{name} (probe)", _get(seen, name))
+    for tensor in spec.tensors():
+        if not tensor.trainable:
+            group = "counter" if tensor.kind == "batch_counter" else "statistics"
+            yield Observation(4, group, tensor.name, _get(passed.state, tensor.name))
+
+
+def loss_and_gradients(subject: Subject) -> Iterator[Observation]:
+    """Rung 5: the loss, and every parameter's gradient in the order of the backward pass, last layer first."""
+    out = subject.trainer_from("sgd").gradients(*_training_images(subject, 0))
+    yield Observation(5, "loss", "loss", np.asarray(out.loss, np.float64))
+    for tensor in reversed(subject.plan.training_spec.parameters()):
+        yield Observation(5, "gradient", tensor.name, _get(out.gradients, tensor.name))
+
+
+def optimizer_alone(subject: Subject) -> Iterator[Observation]:
+    """Rung 6: given identical gradients and state, the state after one update; for each recipe, at two learning rates."""
+    for kind in ("sgd", "adamw"):
+        for step in (1, 5):
+            state = _arbitrary_state(subject, kind, step)
+            trainer = subject.trainer_from(kind, state)
+            gradients = {name: _noise(subject, f"gradient/{name}", like, 1e-2) for name, like in _parameters(subject).items()}
+            trainer.apply(gradients, subject.learning_rate(subject.plan.sgd.schedule, step))
+            yield from _state(6, subject, kind, trainer.state(), step)
+
+
+def synchronised_steps(subject: Subject, trajectory: Trajectory) -> Iterator[Observation]:
+    """Rung 7: training steps with a moving learning rate, each from the recorded state of the reference."""
+    plan = subject.plan
+    for kind, steps in (("sgd", plan.steps), ("adamw", plan.adamw_steps)):
+        trainer = subject.trainer_from(kind)
+        for step in range(steps):
+            if step > 0 and trajectory.replays:
+                trainer.load_state(_cast(trajectory.read(kind, step - 1), subject.precision))
+            rate = subject.learning_rate(subject.recipes[kind].schedule, step)
+            loss = trainer.step(*_training_images(subject, step), rate)
+            state = trainer.state()
+            if not trajectory.replays:
+                trajectory.write(kind, step, state)
+            yield Observation(7, "loss", f"{kind} loss", np.asarray(loss, np.float64), step)
+            yield from _state(7, subject, kind, state, step)
+        if trajectory.replays and steps:
+            trajectory.read(kind, steps - 1)
+
+
+def free_run(subject: Subject, weights: Weights) -> Iterator[list[np.ndarray]]:
+    """Rung 8: a sketch of all weights and statistics after each step of a run of this framework on its own."""
+    trainer = subject.trainer_from("sgd", initial_state(subject.recipes["sgd"], weights, subject.training_spec))
+    for step in range(subject.plan.free_steps):
+        trainer.step(*_training_images(subject, step), subject.learning_rate(subject.recipes["sgd"].schedule, step))
+        held = trainer.state().weights
+        yield [sketch(held[tensor.name]) for tensor in subject.plan.training_spec.tensors() if tensor.kind != "batch_counter"]
+
+
+def self_divergence(subject: Subject) -> list[list[float]]:
+    """Curves, one a perturbation: how far a run strays from itself when its initial weights move by one unit in the last place."""
+    base = list(free_run(subject, subject.weights))
+    curves = []
+    for number in range(subject.plan.perturbations):
+        run = free_run(subject, _one_ulp_away(subject, number))
+        curves.append([max(map(scaled_error, now, then)) for now, then in zip(run, base, strict=True)])
+    return curves
+
+
+def _one_ulp_away(subject: Subject, number: int) -> Weights:
+    moved = dict(subject.weights)
+    for name, value in _parameters(subject).items():
+        up = philox.uniform(f"ulp/{number}/{name}", value.shape) < 0.5
+        moved[name] = np.nextafter(value, np.where(up, np.inf, -np.inf).astype(value.dtype))
+    return moved
+
+
+def sketch(value: np.ndarray) -> np.ndarray:
+    """At most `SKETCH` elements of a tensor at an even stride: enough to measure how far two runs are apart."""
+    flat = value.reshape(-1)
+    return flat[:: max(1, flat.size // SKETCH)].copy()
+
+
+def scaled_error(a: np.ndarray, b: np.ndarray) -> float:
+    """Largest absolute difference over the larger of the two largest magnitudes; 2, its maximum, for anything incomparable."""
+    if a.shape != b.shape:
+        return 2.0
+    if a.size == 0 or (a.dtype == b.dtype and np.array_equal(a, b)):
+        return 0.0
+    wide_a, wide_b = np.asarray(a, np.float64), np.asarray(b, np.float64)
+    scale = max(float(np.abs(wide_a).max()), float(np.abs(wide_b).max()))
+    error = float(np.abs(wide_a - wide_b).max())
+    return min(2.0, error / scale) if np.isfinite(error) and np.isfinite(scale) else 2.0
+
+
+def _intermediates(rung: int, spec: Spec, values: Weights) -> Iterator[Observation]:
+    names = spec.intermediates()
+    for name in names:
+        yield Observation(rung, "logits" if name == names[-1] else "activation", name, _get(values, name))
+
+
+def _probes(subject: Subject) -> Weights:
+    """Ill-conditioned inputs, one a BatchNorm layer: N(offset, 1), shaped as that layer's own input."""
+    plan, out = subject.plan, {}
+    for layer in plan.training_spec.layers():
+        if layer.op == "batch_norm":
+            shape = (plan.training_batch, layer.size, layer.size, layer.in_channels)
+            noise = philox.normal(f"probe/{layer.name}", shape)
+            out[layer.name] = subject.as_input(noise + PROBE_OFFSET[subject.input_precision])
+    return out
+
+
+def _state(rung: int, subject: Subject, kind: str, state: TrainingState, step: int) -> Iterator[Observation]:
+    """Per tensor: slots, then the weight they lead to, then its average."""
+    recipe = subject.plan.sgd if kind == "sgd" else subject.plan.adamw
+    for tensor in subject.plan.training_spec.tensors():
+        if tensor.trainable:
+            for slot in recipe.optimizer.slots:
+                yield Observation(rung, slot, f"{kind} {slot} {tensor.name}", _get(state.slots.get(slot, {}), tensor.name), step)
+        group = {"running_mean": "statistics", "running_var": "statistics", "batch_counter": "counter"}.get(tensor.kind, f"{kind}_weight")
+        yield Observation(rung, group, f"{kind} {tensor.name}", _get(state.weights, tensor.name), step)
+        if recipe.ema_decay is not None and tensor.kind != "batch_counter":
+            yield Observation(rung, f"{kind}_ema", f"{kind} ema {tensor.name}", _get(state.ema, tensor.name), step)
+
+
+def _arbitrary_state(subject: Subject, kind: str, step: int) -> TrainingState:
+    """A state in which every term of the update counts: moments of mixed size, an average apart from the weights."""
+    state = initial_state(subject.recipes[kind], subject.weights, subject.training_spec)
+    for slot, values in state.slots.items():
+        for name, like in values.items():
+            noise = _noise(subject, f"{slot}/{name}", like, 1e-2)
+            # Roots of second moments down to 1e-5, where the place of AdamW's epsilon shows (numerics 15).
+            values[name] = subject.as_input((np.abs(noise) + 1e-5) ** 2) if slot == "exp_avg_sq" else noise
+    state.ema = {name: value if value.dtype == np.int64 else value + _noise(subject, f"ema/{name}", value, 1e-2) for name, value in state.ema.items()}
+    return dataclasses.replace(state, step=step)
+
+
+def _noise(subject: Subject, stream: str, like: np.ndarray, scale: float) -> np.ndarray:
+    return subject.as_input((philox.uniform(stream, like.shape) - 0.5) * (2.0 * scale))
+
+
+def _parameters(subject: Subject) -> Weights:
+    return {tensor.name: subject.weights[tensor.name] for tensor in subject.training_spec.parameters()}
+
+
+def _training_images(subject: Subject, step: int) -> tuple[np.ndarray, np.ndarray]:
+    images, labels = plans.training_batch(subject.plan, step)
+    return subject.as_input(images), labels
+
+
+def _cast(state: TrainingState, precision: str) -> TrainingState:
+    def cast(values: Weights) -> Weights:
+        return {name: value if value.dtype == np.int64 else value.astype(precision) for name, value in values.items()}
+
+    return TrainingState(cast(state.weights), {slot: cast(values) for slot, values in state.slots.items()}, cast(state.ema), state.step)
+
+
+def _get(values: Weights, name: str) -> np.ndarray:
+    """The tensor, or an empty one that equals nothing: a missing name is a divergence, not a crash."""
+    return values.get(name, np.empty((0, 0), np.float64))
+
+
+_CLIMBERS = {
+    1: names_and_weights,
+    2: preprocessing,
+    3: forward_eval,
+    4: forward_train,
+    5: loss_and_gradients,
+    6: optimizer_alone,
+}

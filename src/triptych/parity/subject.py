@@ -1,0 +1,115 @@
+"""One framework's side of a proof: everything the ladder asks of it, replaceable piece by piece by a planted fault."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import numpy as np
+
+from triptych.core import contract, initialize, preprocess, recipe
+from triptych.core.contract import Model, Trainer, TrainingState
+from triptych.core.initialize import Weights
+from triptych.core.preprocess import Geometry
+from triptych.core.recipe import Recipe, Schedule
+from triptych.core.spec import Preprocessing, Spec
+from triptych.parity.plan import Plan
+
+
+class Subject:
+    """What the rungs climb. A fault may replace any public attribute, patch the room, or intercept a layer.
+
+    `spec`, `training_spec`, `recipes`, `weights` and `preprocessing` are read when the model or trainer is first asked for;
+    `decode`, `resize`, `preprocess` and `learning_rate` are called through the subject.
+    """
+
+    def __init__(
+        self, framework: str, plan: Plan, weights: Weights, *, precision: str | None = None, inputs: str | None = None,
+        model: Model | None = None,
+    ) -> None:  # fmt: skip
+        self.framework = framework
+        self.room = contract.load(framework)
+        self.plan = plan
+        self.precision = precision or plan.precision
+        # Inputs are rounded to this precision first: a float64 run on float32's inputs is what float32 is measured against.
+        self.input_precision = inputs or self.precision
+        self.spec: Spec = plan.spec
+        self.training_spec: Spec = plan.training_spec
+        self.preprocessing: Preprocessing = plan.spec.preprocessing
+        self.recipes: dict[str, Recipe] = {"sgd": plan.sgd, "adamw": plan.adamw}
+        self.weights: Weights = as_precision(weights, self.precision)
+        self.decode: Callable[[bytes, int], np.ndarray] = self.room.decode
+        self.resize: Callable[[np.ndarray, Geometry], np.ndarray] = self.room.resize
+        self.preprocess: Callable[[np.ndarray, Preprocessing], np.ndarray] = self.room.preprocess
+        self.geometry: Callable[[Preprocessing, int, int], Geometry] = preprocess.geometry
+        self.learning_rate: Callable[[Schedule, int], float] = recipe.learning_rate
+        self._models: dict[Spec, Model] = {} if model is None else {self.spec: model}
+        self._trainers: dict[str, Trainer] = {}
+
+    @property
+    def recipe(self) -> Recipe:
+        """The SGD recipe, which most rungs use."""
+        return self.recipes["sgd"]
+
+    @property
+    def model(self) -> Model:
+        """The model at the spec's image size, with the plan's weights."""
+        return self._model(self.spec)
+
+    @property
+    def training_model(self) -> Model:
+        """The model at the image size of the training rungs; the same object when the sizes coincide."""
+        return self._model(self.training_spec)
+
+    def _model(self, spec: Spec) -> Model:
+        if spec not in self._models:
+            self._models[spec] = self.room.create_model(spec, self.weights, precision=self.precision, device=self.plan.device)
+        return self._models[spec]
+
+    @property
+    def trainer(self) -> Trainer:
+        """The SGD trainer."""
+        return self._trainer("sgd")
+
+    def _trainer(self, kind: str) -> Trainer:
+        if kind not in self._trainers:
+            self._trainers[kind] = self.room.create_trainer(self.training_model, self.recipes[kind])
+        return self._trainers[kind]
+
+    def trainer_from(self, kind: str, state: TrainingState | None = None) -> Trainer:
+        """The trainer of recipe `kind` ("sgd", "adamw") set to `state`, or to the start of training."""
+        trainer = self._trainer(kind)
+        trainer.load_state(state or initial_state(self.recipes[kind], self.weights, self.training_spec))
+        return trainer
+
+    def as_input(self, values: np.ndarray) -> np.ndarray:
+        """Float64 inputs as this subject computes with them."""
+        return values.astype(self.input_precision).astype(self.precision)
+
+    @contextlib.contextmanager
+    def intercept(self, layer: str, wrapper: Callable[..., Any]) -> Iterator[None]:
+        """`Model.intercept` on every model this subject uses."""
+        with contextlib.ExitStack() as stack:
+            for model in {id(m): m for m in (self.model, self.training_model)}.values():
+                stack.enter_context(model.intercept(layer, wrapper))
+            yield
+
+
+def as_precision(weights: Weights, precision: str) -> Weights:
+    """Floating tensors cast to `precision`; counters stay."""
+    return {name: value if value.dtype == np.int64 else value.astype(precision) for name, value in weights.items()}
+
+
+def initial_state(recipe_: Recipe, weights: Weights, spec: Spec) -> TrainingState:
+    """Step 0: slots zero, the average equal to the weights."""
+    parameters = [tensor.name for tensor in spec.parameters()]
+    slots = {slot: {name: np.zeros_like(weights[name]) for name in parameters} for slot in recipe_.optimizer.slots}
+    return TrainingState(dict(weights), slots, dict(weights) if recipe_.ema_decay is not None else {}, 0)
+
+
+def calibrate(subject: Subject, images: np.ndarray) -> Weights:
+    """The subject's weights with running statistics from one train-mode pass over `images`."""
+    after = subject.model.forward(images, training=True).state
+    momentum = getattr(subject.spec, "batch_norm", None)
+    return initialize.calibrated(subject.spec, subject.weights, after, momentum.momentum) if momentum else dict(subject.weights)

@@ -1,0 +1,114 @@
+"""The recorded training run that every framework replays step by step (rung 7)."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Protocol
+
+import numpy as np
+from safetensors.numpy import load_file
+
+from triptych.core.contract import TrainingState
+from triptych.parity.observation import POLL_SECONDS, write_tensors
+
+
+class Trajectory(Protocol):
+    """States after each step, by recipe; written by the reference, read by the others."""
+
+    replays: bool
+
+    def write(self, kind: str, step: int, state: TrainingState) -> None:
+        """Record the state after `step`."""
+        ...
+
+    def read(self, kind: str, step: int) -> TrainingState:
+        """The state after `step`."""
+        ...
+
+
+class MemoryTrajectory:
+    """A trajectory within one process: only the last state of each recipe is kept."""
+
+    def __init__(self, replays: bool = False, states: dict[tuple[str, int], TrainingState] | None = None) -> None:
+        self.replays = replays
+        self.states: dict[tuple[str, int], TrainingState] = {} if states is None else states
+
+    def write(self, kind: str, step: int, state: TrainingState) -> None:
+        """Record the state after `step`; the one before the last is dropped."""
+        self.states[kind, step] = state
+        self.states.pop((kind, step - 2), None)
+
+    def read(self, kind: str, step: int) -> TrainingState:
+        """The state after `step`."""
+        return self.states[kind, step]
+
+
+class FileTrajectory:
+    """A trajectory in the run directory. Unless it is kept, one state at a time is on disk: a state is deleted when all
+    readers have marked it as read, and the writer waits for that before the next. `before_wait` is called before every wait,
+    so that what this worker has to say is on disk when others wait for it."""
+
+    def __init__(self, directory: Path, framework: str, readers: tuple[str, ...], *, replays: bool, keep: bool) -> None:
+        self.directory, self.framework, self.readers, self.replays, self.keep = directory, framework, readers, replays, keep
+        self.last: Path | None = None
+        self.before_wait: Callable[[], None] = lambda: None
+        directory.mkdir(parents=True, exist_ok=True)
+
+    def write(self, kind: str, step: int, state: TrainingState) -> None:
+        """Record the state after `step`, once the one before has been read by all."""
+        self.close()
+        self.last = self._path(kind, step)
+        write_tensors(self.last, flatten(state), {"step": str(state.step)})
+
+    def close(self) -> None:
+        """Wait until the last state has been read by all, and delete it."""
+        if self.last is None or self.keep:
+            return
+        self.before_wait()
+        marks = [self._mark(self.last, reader) for reader in self.readers]
+        while not all(mark.exists() for mark in marks):
+            time.sleep(POLL_SECONDS)
+        for path in (self.last, *marks):
+            path.unlink()
+        self.last = None
+
+    def read(self, kind: str, step: int) -> TrainingState:
+        """The state after `step`, waiting until the reference has written it."""
+        path = self._path(kind, step)
+        self.before_wait()
+        while not path.exists():
+            time.sleep(POLL_SECONDS)
+        state = unflatten(load_file(path), step + 1)
+        if not self.keep:
+            self._mark(path, self.framework).touch()
+        return state
+
+    def _path(self, kind: str, step: int) -> Path:
+        return self.directory / f"{kind}-{step:03d}.safetensors"
+
+    @staticmethod
+    def _mark(path: Path, reader: str) -> Path:
+        return path.with_suffix(f".read-by-{reader}")
+
+
+def flatten(state: TrainingState) -> dict[str, np.ndarray]:
+    """One flat dict: `weights/NAME`, `slots/SLOT/NAME`, `ema/NAME`."""
+    flat = {f"weights/{name}": value for name, value in state.weights.items()}
+    for slot, values in state.slots.items():
+        flat |= {f"slots/{slot}/{name}": value for name, value in values.items()}
+    return flat | {f"ema/{name}": value for name, value in state.ema.items()}
+
+
+def unflatten(flat: dict[str, np.ndarray], step: int) -> TrainingState:
+    """The inverse of `flatten`."""
+    state = TrainingState({}, {}, {}, step)
+    for key, value in flat.items():
+        kind, _, name = key.partition("/")
+        if kind == "slots":
+            slot, _, name = name.partition("/")
+            state.slots.setdefault(slot, {})[name] = value
+        else:
+            (state.weights if kind == "weights" else state.ema)[name] = value
+    return state

@@ -1,0 +1,134 @@
+"""One framework's process: climb the ladder and stream what is seen into the run directory.
+
+`python -m triptych.parity.worker RUN FRAMEWORK`. The run directory is the whole interface: a worker may as well be a
+container or another machine that shares it. Globals of the framework (TF32, compilation cache) are set here, never in the library.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import sys
+import time
+import traceback
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+from safetensors.numpy import load_file
+
+from triptych.core import contract, initialize
+from triptych.core.initialize import Weights
+from triptych.parity import faults, plan as plans, rungs
+from triptych.parity.observation import POLL_SECONDS, Observation, ShardWriter, write_json, write_tensors
+from triptych.parity.plan import Plan
+from triptych.parity.subject import Subject, calibrate
+from triptych.parity.trajectory import FileTrajectory
+
+
+def run(run_directory: Path, framework: str) -> None:
+    """Climb as `plan.json` says, and leave `done.json` or `error.json`."""
+    directory = run_directory / framework
+    directory.mkdir(parents=True, exist_ok=True)
+    try:
+        plan, weights = plans.load(run_directory)
+        writer = ShardWriter(directory)
+        weights = _weights(run_directory, plan, framework, weights)
+        summary = _climb(run_directory, plan, framework, weights, writer)
+        writer.close({**summary, "versions": contract.load(framework).versions(), "device": plan.device})
+    except BaseException as error:
+        write_json(directory / "error.json", {"message": f"{type(error).__name__}: {error}", "traceback": traceback.format_exc()})
+        raise
+
+
+def _weights(run_directory: Path, plan: Plan, framework: str, weights: Weights) -> Weights:
+    """The plan's weights; parity weights first get running statistics from one float64 train-mode pass of the reference."""
+    if not plan.calibrate:
+        return weights
+    path = run_directory / "weights.safetensors"
+    if framework == plan.frameworks[0] and not path.exists():
+        subject = Subject(framework, plan, weights, precision="float64")
+        write_tensors(path, calibrate(subject, plans.forward_images(plan)))
+    while not path.exists():
+        time.sleep(POLL_SECONDS)
+    return load_file(path)
+
+
+def _climb(run_directory: Path, plan: Plan, framework: str, weights: Weights, writer: ShardWriter) -> dict[str, object]:
+    reference = framework == plan.frameworks[0] and not plan.faults
+    readers = tuple(name for name in plan.frameworks if name != framework)
+    trajectory = FileTrajectory(run_directory / plan.trajectory, framework, readers, replays=not reference, keep=plan.keep_trajectory)
+    trajectory.before_wait = writer.flush
+    if plan.faults:
+        for observation in _faulty(plan, framework, weights, trajectory):
+            writer.write(observation)
+        return {"self_divergence": []}
+    subject = Subject(framework, plan, weights)
+    for observation in rungs.climb(subject, trajectory, plan.rungs):
+        writer.write(observation)
+    writer.flush()
+    trajectory.close()
+    for observation in _context(subject, plan):
+        writer.write(observation)
+    for observation in _free(subject, plan):
+        writer.write(observation)
+    writer.flush()
+    return {"self_divergence": rungs.self_divergence(subject) if reference and 8 in plan.rungs else []}
+
+
+def _free(subject: Subject, plan: Plan) -> Iterator[Observation]:
+    if 8 in plan.rungs:
+        for step, sketches in enumerate(rungs.free_run(subject, subject.weights)):
+            yield Observation(8, "free", "sketch", np.zeros(0), step)
+            for number, value in enumerate(sketches):
+                yield Observation(8, "free", f"sketch {number}", value, step)
+
+
+def _context(subject: Subject, plan: Plan) -> Iterator[Observation]:
+    """What stands beside the proof and does not decide it: AlgoPerf's setting in float32, and the fault table's yardstick."""
+    if 3 not in plan.rungs:
+        return
+    if plan.float32_logits:
+        yield float32_logits(Subject(subject.framework, plan, subject.weights, precision="float32"))
+    if plan.precision == "float32":
+        images = plans.forward_images(plan).astype("float32")
+        model = subject.room.create_model(plan.spec, initialize.initial_weights(plan.spec, plan.seed), precision="float32", device=plan.device)
+        logits = model.predict(images)
+        yield Observation(3, "context", "random initialization", logits)
+        # PyTorch runs the same kernels' two layouts on a CPU; where a framework has one layout only, its noise is not measured.
+        other = getattr(model, "predict_channels_last", None)
+        yield Observation(3, "context", "layout noise", np.abs(other(images) - logits).max() if other else np.float32(-1))
+
+
+def float32_logits(subject: Subject) -> Observation:
+    """The field's customary check, for the fault table: eval-mode logits in float32."""
+    images = plans.forward_images(subject.plan).astype("float32")
+    return Observation(3, "context", "float32 logits", subject.model.predict(images))
+
+
+def _faulty(plan: Plan, framework: str, weights: Weights, trajectory: FileTrajectory) -> Iterator[Observation]:
+    """Each fault planted in turn in a fresh subject, climbed up to the rung that should catch it."""
+    for name in plan.faults:
+        fault = faults.find(name, plan.training_spec)
+        for observation in _one_fault(fault, framework, plan, weights, trajectory):
+            yield dataclasses.replace(observation, fault=name)
+
+
+def _one_fault(fault: faults.Planted, framework: str, plan: Plan, weights: Weights, trajectory: FileTrajectory) -> Iterator[Observation]:
+    subject, rung = Subject(framework, plan, dict(weights)), 1
+    try:
+        with fault.plant(subject):
+            for rung in (r for r in plan.rungs if r <= fault.rung and r < 8):
+                yield from rungs.climb(subject, trajectory, (rung,))
+        single = Subject(framework, plan, dict(weights), precision="float32")
+        with fault.plant(single):
+            yield float32_logits(single)
+    except faults.LeftClean:
+        return
+    except Exception as error:
+        # A fault may be so wrong that the framework refuses to compute: that, too, is a divergence, at this rung.
+        yield Observation(rung, "exception", f"{type(error).__name__}: {str(error)[:200]}", np.zeros(1))
+
+
+if __name__ == "__main__":
+    run(Path(sys.argv[1]), sys.argv[2])

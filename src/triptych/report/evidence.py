@@ -1,0 +1,249 @@
+"""What a report is made of, as plain frozen data: `triptych report` fills it, the renderers read nothing else.
+
+Every part may be absent; `Evidence.missing` then says why, and the report prints that reason where the part would stand.
+Numbers that do not exist are None, never NaN. Standard library only.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import types
+import typing
+from dataclasses import dataclass, field
+from typing import Any, TypeVar
+
+from triptych.core.errors import InputRefused
+
+SCHEMA = 1
+T = TypeVar("T")
+
+
+@dataclass(frozen=True, slots=True)
+class Rung:
+    """One rung of a certificate. For rung 8 `worst_error` is a ratio to the one-ulp self-divergence; None means no evidence."""
+
+    number: int
+    name: str
+    precision: str
+    passed: bool
+    worst_error: float | None = None
+    tolerance: float | None = None
+    tensor: str | None = None
+    pair: str | None = None
+    tensors: int | None = None
+    pairs: int | None = None
+    steps: int | None = None
+    image_size: int | None = None
+    batch_size: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Curves:
+    """Rung 8, step by step: how far frameworks drift apart, and how far one drifts from itself after one unit in the last place.
+
+    `self_divergence` is the median of `self_runs`, one a perturbation; only the steps in `counted` are held to the bound.
+    """
+
+    self_divergence: tuple[float, ...]
+    pairs: dict[str, tuple[float, ...]]
+    self_runs: tuple[tuple[float, ...], ...] = ()
+    counted: tuple[int, ...] = ()
+    precision: str = "float64"
+
+
+@dataclass(frozen=True, slots=True)
+class Context:
+    """AlgoPerf's setting (random initialization, float32, eval mode): absolute figures and the yardsticks beside them.
+
+    `layout_noise`: a framework's own NCHW against NHWC difference, for those that have both; `published` is AlgoPerf's figure.
+    """
+
+    max_abs_logit_difference: float
+    logit_scale: float
+    layout_noise: dict[str, float] = field(default_factory=dict)
+    published: float | None = None
+    image_size: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Certificate:
+    """What `triptych parity MODEL --json` prints, with the curves of rung 8 and the context."""
+
+    verdict: str
+    model: str
+    spec_sha256: str
+    weights_sha256: str
+    rungs: tuple[Rung, ...]
+    first_divergence: dict[str, Any] | str | None = None
+    context: Context | None = None
+    curves: tuple[Curves, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Run:
+    """One framework's training run: the loss of every step, and what it reached on the test images."""
+
+    framework: str
+    losses: tuple[float, ...]
+    correct: int
+    test_images: int
+    seconds: float | None = None
+    train_images: int | None = None
+
+    @property
+    def accuracy(self) -> float:
+        """Share of test images classified right."""
+        return self.correct / self.test_images
+
+
+@dataclass(frozen=True, slots=True)
+class Training:
+    """One model trained from one initialization on identical batches in several frameworks; one seed, one precision.
+
+    `loss_difference`, `weight_difference`: per pair of frameworks, per step; `loss_self`, `weight_self`: one framework
+    against itself with its initial weights moved by one unit in the last place.
+    """
+
+    model: str
+    dataset: str
+    precision: str
+    runs: tuple[Run, ...]
+    recipe: dict[str, Any] = field(default_factory=dict)
+    loss_difference: dict[str, tuple[float, ...]] = field(default_factory=dict)
+    loss_self: tuple[float, ...] = ()
+    weight_difference: dict[str, tuple[float, ...]] = field(default_factory=dict)
+    weight_self: tuple[float, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Fault:
+    """One planted fault in one framework. `error` is what the rung measured; None when it was not caught or has no number.
+
+    `right_rung`, `right_layer`: whether the ladder pointed at the rung and the layer where the fault was planted.
+    """
+
+    name: str
+    framework: str
+    caught: bool
+    rung: int | None = None
+    tensor: str | None = None
+    error: float | None = None
+    float32_forward_error: float | None = None
+    cause: str = ""
+    numerics: int | None = None
+    expected_rung: int | None = None
+    planted_layer: str | None = None
+    right_rung: bool = True
+    right_layer: bool = True
+
+
+@dataclass(frozen=True, slots=True)
+class NotExpressible:
+    """A cause in `numerics.md` that no catalogued model can show, and why."""
+
+    name: str
+    reason: str
+    numerics: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class FaultTable:
+    """What `triptych parity MODEL --fault all --json` prints."""
+
+    model: str
+    clean: str
+    faults: tuple[Fault, ...]
+    not_expressible: tuple[NotExpressible, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class ModelCost:
+    """Parameters and arithmetic of one model at its default options (`core/cost.py`)."""
+
+    model: str
+    image_size: int
+    parameters: int
+    macs: int
+    flops: int
+
+
+@dataclass(frozen=True, slots=True)
+class CodeCount:
+    """Size of one file of model code (`report/lines.py`)."""
+
+    framework: str
+    file: str
+    statements: int
+    lines: int
+
+
+@dataclass(frozen=True, slots=True)
+class Step:
+    """One step of the pipeline that made the evidence: computed now, or reused because the same hashes were found."""
+
+    name: str
+    reused: bool
+    seconds: float | None = None
+    command: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Evidence:
+    """All of it. `commands` names what makes each part: report, parity, training, short_training, faults, costs, lines, environment."""
+
+    certificates: tuple[Certificate, ...] = ()
+    training: Training | None = None
+    short_training: Training | None = None
+    faults: tuple[FaultTable, ...] = ()
+    costs: tuple[ModelCost, ...] = ()
+    code: tuple[CodeCount, ...] = ()
+    environment: dict[str, Any] = field(default_factory=dict)
+    commands: dict[str, str] = field(default_factory=dict)
+    steps: tuple[Step, ...] = ()
+    missing: dict[str, str] = field(default_factory=dict)
+    created: str | None = None
+    schema: int = SCHEMA
+
+    def why_missing(self, part: str) -> str:
+        """The recorded reason why `part` is not there."""
+        return self.missing.get(part, "this run did not produce it")
+
+
+def to_dict(evidence: Evidence) -> dict[str, Any]:
+    """Plain data for JSON; `from_dict` is its inverse."""
+    return dataclasses.asdict(evidence)
+
+
+def from_dict(data: dict[str, Any]) -> Evidence:
+    """The evidence that `to_dict` described. InputRefused for a missing field or another schema."""
+    if data.get("schema", SCHEMA) != SCHEMA:
+        raise InputRefused(f"evidence of schema {data['schema']!r}; this version reads schema {SCHEMA}: run `triptych report` again")
+    return build(Evidence, data)
+
+
+def build(cls: type[T], data: dict[str, Any]) -> T:
+    """A dataclass of this module from plain data, nested ones included.
+
+    Unknown keys are ignored (a newer writer may add some); a missing one without a default is an InputRefused that names it.
+    """
+    hints = typing.get_type_hints(cls)
+    fields = dataclasses.fields(cls)  # type: ignore[arg-type]
+    required = [f.name for f in fields if f.default is dataclasses.MISSING and f.default_factory is dataclasses.MISSING]
+    absent = [name for name in required if name not in data]
+    if absent:
+        raise InputRefused(f"{cls.__name__} lacks {', '.join(absent)}; it has {', '.join(map(str, data)) or 'nothing'}")
+    return cls(**{f.name: _revive(hints[f.name], data[f.name]) for f in fields if f.name in data})
+
+
+def _revive(hint: Any, value: Any) -> Any:
+    """`value` as the type that the field declares: dicts become dataclasses, lists become tuples."""
+    if isinstance(hint, types.UnionType):
+        chosen = [option for option in typing.get_args(hint) if dataclasses.is_dataclass(option)]
+        return _revive(chosen[0], value) if chosen and isinstance(value, dict) else value
+    if dataclasses.is_dataclass(hint) and isinstance(hint, type):
+        return value if isinstance(value, hint) else build(hint, value)
+    if typing.get_origin(hint) is tuple:
+        return tuple(_revive(typing.get_args(hint)[0], item) for item in value)
+    if typing.get_origin(hint) is dict:
+        return {key: _revive(typing.get_args(hint)[1], item) for key, item in value.items()}
+    return value

@@ -1,0 +1,79 @@
+"""The parts of the evidence that need no run: counts, versions, and what other commands have written as JSON."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+from triptych.core import catalog
+from triptych.core.cost import cost
+from triptych.core.environment import environment
+from triptych.core.errors import InputRefused
+from triptych.report import lines
+from triptych.report.evidence import Certificate, Evidence, FaultTable, ModelCost, build, from_dict
+
+COMMANDS = {
+    "costs": "triptych info MODEL",
+    "lines": "triptych report",
+    "environment": "triptych doctor",
+}
+
+
+def costs(models: Iterable[str] | None = None) -> tuple[ModelCost, ...]:
+    """Parameters and FLOPs of catalogued models at their default options; of all of them by default."""
+    rows = [cost(catalog.get_spec(name)) for name in (models or catalog.CATALOG)]
+    return tuple(ModelCost(row.model, row.image_size, row.parameters, row.macs, row.flops) for row in rows)
+
+
+def static() -> dict[str, Any]:
+    """The fields of `Evidence` that are computed on the spot: `Evidence(**static(), certificates=...)`."""
+    return {"costs": costs(), "code": lines.count_rooms(), "environment": environment()}
+
+
+def certificate(data: Mapping[str, Any]) -> Certificate:
+    """A certificate from the JSON of `triptych parity`. InputRefused when it lacks a field."""
+    rungs = [{**row, "pair": " / ".join(row["pair"])} for row in data.get("rungs", ())]
+    curves = [_curves(row) for row in rungs if row.get("curves")]
+    return build(Certificate, {**data, "rungs": rungs, "curves": curves, "context": _context(data.get("context"))})
+
+
+def _curves(row: Mapping[str, Any]) -> dict[str, Any]:
+    """The curves of a certificate's rung 8 as the fields of `Curves`."""
+    data = row["curves"]
+    return {
+        "self_divergence": data["median_self_divergence"], "self_runs": data["self_divergence"], "pairs": data["pairs"],
+        "counted": data["counted_steps"], "precision": row["precision"],
+    }  # fmt: skip
+
+
+def _context(data: Mapping[str, Any] | None) -> dict[str, Any] | None:
+    """A certificate's context as the fields of `Context`."""
+    if data is None:
+        return None
+    difference, published = data["max_absolute_logit_difference"], data.get("published_algoperf_difference")
+    return {**data, "max_abs_logit_difference": difference, "published": published}
+
+
+def fault_table(data: Mapping[str, Any]) -> FaultTable:
+    """A fault table from the JSON of `triptych parity MODEL --fault all`. InputRefused when it lacks a field."""
+    absent = [_not_expressible(name, reason) for name, reason in data.get("not_expressible", {}).items()]
+    return build(FaultTable, {**data, "not_expressible": absent})
+
+
+def _not_expressible(name: str, reason: str) -> dict[str, Any]:
+    """`numerics 8` is a row of the table of causes; anything else is the name of a fault."""
+    word, _, row = name.partition(" ")
+    return {"name": name, "reason": reason, "numerics": int(row) if word == "numerics" and row.isdigit() else None}
+
+
+def read(path: Path) -> Evidence:
+    """The evidence of an earlier report (`evidence.json`). InputRefused when it is not one."""
+    try:
+        data = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise InputRefused(f"{path} is no evidence of a report ({error}); run `triptych report`") from None
+    if not isinstance(data, dict):
+        raise InputRefused(f"{path} holds a {type(data).__name__}, not the evidence of a report; run `triptych report`")
+    return from_dict(data)

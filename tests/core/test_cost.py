@@ -1,0 +1,52 @@
+"""Parameters and MACs against published figures, and against a hand count."""
+
+from __future__ import annotations
+
+import pytest
+
+from triptych.core import catalog
+from triptych.core.cost import cost
+
+# torchvision's `_ops` of its ResNet weights, in G multiply-accumulates at 224 pixels (fvcore's convention), to three decimals.
+PUBLISHED = {"resnet18": 1.814, "resnet34": 3.664, "resnet50": 4.089, "resnet101": 7.801, "resnet152": 11.514}
+
+
+@pytest.mark.parametrize(("name", "giga"), PUBLISHED.items())
+def test_imagenet_resnets_match_the_published_macs(name, giga):
+    assert round(cost(catalog.get_spec(name)).macs / 1e9, 3) == giga
+
+
+def test_resnet50_is_4_09_gmacs_and_flops_are_twice_that():
+    total = cost(catalog.get_spec("resnet50"))
+    assert total.macs == 4_089_184_256
+    assert total.flops == 2 * total.macs
+
+
+@pytest.mark.parametrize("name", catalog.CATALOG)
+def test_parameters_are_the_catalogued_count(name):
+    assert cost(catalog.get_spec(name)).parameters == catalog.CATALOG[name].parameters
+
+
+def test_the_mlp_by_hand():
+    layers = {layer.name: layer for layer in cost(catalog.get_spec("mlp")).layers}
+    assert layers["fc1"].macs == 784 * 256
+    assert layers["fc1"].parameters == 784 * 256 + 256
+    assert layers["flatten"].output == (784,)
+    assert layers["relu1"].output == (256,)
+    assert sum(layer.macs for layer in layers.values()) == 784 * 256 + 256 * 256 + 256 * 10
+
+
+def test_a_convolution_by_hand():
+    layers = {layer.name: layer for layer in cost(catalog.get_spec("resnet50")).layers}
+    assert layers["conv1"].macs == 7 * 7 * 3 * 64 * 112 * 112
+    assert layers["conv1"].output == (112, 112, 64)
+    assert layers["layer2.0.conv2"].macs == 3 * 3 * 128 * 128 * 28 * 28
+    assert layers["avgpool"].output == (2048,)
+    assert layers["avgpool"].macs == 0
+
+
+def test_options_change_what_they_should():
+    base, classes, small = (cost(catalog.get_spec("resnet50", **options)) for options in ({}, {"num_classes": 10}, {"image_size": 112}))
+    assert base.parameters - classes.parameters == 990 * 2049
+    assert small.parameters == base.parameters
+    assert 3.5 < base.macs / small.macs < 4.1

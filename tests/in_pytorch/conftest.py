@@ -1,0 +1,72 @@
+"""A bench of tiny models, batches and recipes for the PyTorch room."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+import pytest
+
+from triptych.core import catalog, contract, initialize, philox
+from triptych.core.recipe import SGD, AdamW, Recipe, Schedule
+from triptych.core.spec import Spec
+
+
+class Lab:
+    """Makes what the tests need, on the CPU and in float64 unless asked otherwise."""
+
+    def __init__(self) -> None:
+        self.room = contract.load("pytorch")
+
+    def spec(self, name: str, **options: Any) -> Spec:
+        """A tiny spec of the catalogued family."""
+        return catalog.with_options(catalog.tiny(catalog.get_spec(name)), **options)
+
+    def weights(self, spec: Spec, precision: str = "float64") -> dict[str, np.ndarray]:
+        """Parity weights with running statistics in which every term counts."""
+        values = initialize.parity_weights(spec, 0, precision)
+        for tensor in spec.tensors():
+            noise = philox.uniform(f"statistics/{tensor.name}", tensor.shape)
+            if tensor.kind == "running_mean":
+                values[tensor.name] = noise.astype(precision)
+            elif tensor.kind == "running_var":
+                values[tensor.name] = (0.5 + noise).astype(precision)
+            elif tensor.kind == "batch_counter":
+                values[tensor.name] = np.array(7)
+        return values
+
+    def model(self, name: str, precision: str = "float64", **options: Any) -> Any:
+        """A tiny model."""
+        spec = self.spec(name, **options)
+        return self.room.create_model(spec, self.weights(spec, precision), precision=precision, device="cpu")
+
+    def batch(self, spec: Spec, size: int = 6) -> tuple[np.ndarray, np.ndarray]:
+        """(images (N, H, W, C) float64, labels (N,))."""
+        return philox.normal("images", (size, *spec.input_shape)), np.arange(size) % spec.num_classes
+
+    def recipe(self, optimizer: SGD | AdamW | None = None, **options: Any) -> Recipe:
+        """A recipe with label smoothing and EMA, unless `options` say otherwise."""
+        schedule = Schedule(peak=0.1, warmup_steps=2, total_steps=10)
+        return Recipe(optimizer or SGD(), schedule, 6, **{"label_smoothing": 0.1, "ema_decay": 0.9, **options})
+
+    def trainer(self, name: str, optimizer: SGD | AdamW | None = None, **options: Any) -> Any:
+        """A trainer of a new tiny model."""
+        return self.room.create_trainer(self.model(name), self.recipe(optimizer, **options))
+
+
+@pytest.fixture(scope="session")
+def lab() -> Lab:
+    """The bench; the room is loaded in a safe order."""
+    return Lab()
+
+
+@pytest.fixture(autouse=True)
+def one_thread(lab: Lab) -> Iterator[None]:
+    """Tiny models gain nothing from a second thread, and on a busy machine lose twentyfold by waiting for it."""
+    import torch
+
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
