@@ -100,10 +100,12 @@ def test_quick_commands_import_no_numpy_and_no_framework(arguments):
 
 @pytest.mark.parametrize("arguments", QUICK, ids=" ".join)
 def test_quick_commands_take_less_than_150_ms(arguments):
-    """Median of 9; on a busy machine the processor time of the command, which waiting does not inflate, decides instead."""
-    walls, processors = zip(*(_timed(arguments) for _ in range(9)), strict=True)
-    wall, processor = statistics.median(walls), statistics.median(processors)
-    assert min(wall, processor) < LIMIT_MS, f"{' '.join(arguments)}: {wall:.0f} ms (processor {processor:.0f} ms)"
+    """Median of 9. A busy machine gets three rounds, and processor time, which waiting hardly inflates, may show it instead."""
+    rounds = []
+    while len(rounds) < 3 and (not rounds or min(rounds[-1]) >= LIMIT_MS):
+        walls, processors = zip(*(_timed(arguments) for _ in range(9)), strict=True)
+        rounds.append((statistics.median(walls), statistics.median(processors)))
+    assert min(rounds[-1]) < LIMIT_MS, f"{' '.join(arguments)}: (wall, processor) ms a round: {rounds}"
 
 
 def _timed(arguments: list[str]) -> tuple[float, float]:

@@ -154,7 +154,7 @@ def test_bfloat16_and_float16_become_float32(torch: Any, tmp_path: Path) -> None
     torch.save(state, tmp_path / "c.pth")
     imported = importers.to_canonical(foreign_file.read(tmp_path / "c.pth"), "mlp")
     assert np.array_equal(imported.weights["fc1.weight"], state["1.weight"].float().numpy())
-    assert "2 tensors: bfloat16 converted to float32" in imported.report.notes
+    assert "2 tensor(s): bfloat16 converted to float32" in imported.report.notes
     from safetensors.torch import save_file
 
     save_file(state, tmp_path / "c.safetensors")

@@ -136,7 +136,7 @@ def test_half_precision_is_widened_and_reported() -> None:
     imported = importers.to_canonical(state, "resnet20")
     assert {array.dtype.name for array in imported.weights.values()} == {"float32", "int64"}
     assert np.array_equal(imported.weights["conv1.weight"], state["conv1.weight"].astype(np.float32))
-    assert {"1 tensors: bfloat16 converted to float32", "96 tensors: float16 converted to float32"} <= set(imported.report.notes)
+    assert {"1 tensor(s): bfloat16 converted to float32", "96 tensor(s): float16 converted to float32"} <= set(imported.report.notes)
 
 
 def test_mixed_precision_loses_nothing() -> None:

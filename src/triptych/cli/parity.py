@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 import shutil
-import sys
 import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
 
 import click
 
 from triptych.cli import emit, json_option
+from triptych.cli.progress import status
 from triptych.core import contract
 from triptych.core.errors import ParityFailed, UsageError
 from triptych.core.spec import Spec
@@ -38,7 +37,7 @@ def parity_command(
 
     spec = catalog.get_spec(model)
     chosen = _frameworks(frameworks)
-    with _run_directory(out) as run, _progress() as progress:
+    with _run_directory(out) as run, status("starting the workers") as progress:
         if calibrate:
             _calibrate(spec, device, run, progress, as_json)
         elif fault:
@@ -101,19 +100,3 @@ def _run_directory(out: Path | None) -> Iterator[Path]:
         yield temporary / "run"
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
-
-
-@contextmanager
-def _progress() -> Iterator[Callable[[str], None]]:
-    """A status line on a terminal, silence elsewhere."""
-    if not sys.stderr.isatty():
-        yield lambda text: None
-        return
-    from rich.console import Console
-
-    with Console(stderr=True).status("starting the workers") as status:
-
-        def show(text: Any) -> None:
-            status.update(str(text))
-
-        yield show

@@ -326,7 +326,7 @@ def _summaries(rows: list[Mapped], filled: int, inferred: Mapping[str, Any], spe
     if stripped:
         notes.append(f"{stripped} keys lost a wrapper's prefix")
     conversions = [note for row in rows for note in row.note.split("; ") if " converted to " in note]
-    notes += [f"{conversions.count(conversion)} tensors: {conversion}" for conversion in sorted(set(conversions))]
+    notes += [f"{conversions.count(conversion)} tensor(s): {conversion}" for conversion in sorted(set(conversions))]
     if filled:
         notes.append(f"{filled} absent num_batches_tracked counters filled with 0")
     if not isinstance(spec, MLPSpec) and "image_size" not in inferred:

@@ -66,6 +66,16 @@ def calibrated(spec: Spec, weights: Weights, after: Weights, momentum: float) ->
     return out
 
 
+def one_ulp_away(spec: Spec, weights: Weights, number: int) -> Weights:
+    """`weights` with every parameter moved by one unit in the last place, up or down by the stream `ulp/number`."""
+    moved = dict(weights)
+    for tensor in spec.parameters():
+        value = weights[tensor.name]
+        up = philox.uniform(f"ulp/{number}/{tensor.name}", value.shape) < 0.5
+        moved[tensor.name] = np.nextafter(value, np.where(up, np.inf, -np.inf).astype(value.dtype))
+    return moved
+
+
 def _coarse(x: np.ndarray) -> np.ndarray:
     mantissa, exponent = np.frexp(x)
     coarse: np.ndarray = np.ldexp(np.round(mantissa * 256.0) / 256.0, exponent)

@@ -45,7 +45,8 @@ def resize(image: np.ndarray, box: Geometry) -> np.ndarray:
 def _numbers(box: Geometry, height: int, width: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """(size, resized size, corner of the crop), each (vertical, horizontal) float32."""
     pairs = ((height, width), (box.resized_height, box.resized_width), (box.top, box.left))
-    return tuple(np.array(pair, np.float32) for pair in pairs)  # type: ignore[return-value]
+    size, resized, corner = (np.array(pair, np.float32) for pair in pairs)
+    return size, resized, corner
 
 
 @functools.partial(jax.jit, static_argnames=("crop", "antialias"))

@@ -1,6 +1,6 @@
 """Realistic porting mistakes, as a JAX programmer would make them: each is planted for the length of a `with` block.
 
-A planting takes (subject, layer). Faults of a layer intercept it; faults of the optimizer, the loss or the input pipeline
+A planting takes (subject, layer). Faults of a layer intercept it (`subject.intercept`, on every model of the subject); faults of the optimizer, the loss or the input pipeline
 replace a function of this package, and reach a trainer that has not run yet. Left out: `jpeg_fast_dct` (Pillow offers no choice of DCT).
 """
 
@@ -39,7 +39,7 @@ def attributes(module: nn.Module, **values: Any) -> Iterator[None]:
 
 
 def _intercepting(wrapper: Callable[..., Any]) -> Planting:
-    return lambda subject, layer: subject.model.intercept(layer, wrapper)
+    return lambda subject, layer: subject.intercept(layer, wrapper)
 
 
 def _with_attributes(**values: Any) -> Planting:

@@ -118,9 +118,11 @@ def batch_norm_frozen_in_training(native: Any, call: Call, x: Any) -> Any:
 @in_layer
 def batch_norm_batch_statistics_in_eval(native: Any, call: Call, x: Any) -> Any:
     """The batch's own statistics at inference: the model was left in train mode."""
-    with patch.object(
-        native, "normalize", lambda inputs, _mean, _variance: type(native).normalize(native, inputs, *layers.moments(inputs))
-    ):
+
+    def normalize_by_batch(inputs: Any, mean: Any, variance: Any) -> Any:
+        return type(native).normalize(native, inputs, *layers.moments(inputs))
+
+    with patch.object(native, "normalize", normalize_by_batch):
         return call(x)
 
 

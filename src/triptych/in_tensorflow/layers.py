@@ -6,6 +6,7 @@ Keras pads asymmetrically at stride 2, knows no padded max-pool, keeps the biase
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import keras
@@ -145,13 +146,13 @@ class ChannelsFirstFlatten(keras.layers.Layer):
 
     def call(self, inputs: Any) -> Any:
         """(N, H, W, C) -> (N, C H W)."""
-        height, width, channels = inputs.shape[1:]
-        return ops.reshape(ops.transpose(inputs, (0, 3, 1, 2)), (-1, channels * height * width))
+        return ops.reshape(ops.transpose(inputs, (0, 3, 1, 2)), (-1, math.prod(inputs.shape[1:])))
 
     def compute_output_shape(self, input_shape: Shape) -> Shape:
         """The output's shape."""
-        batch, height, width, channels = input_shape
-        return (batch, channels * height * width)
+        batch, *image = input_shape
+        known = [size for size in image if size is not None]
+        return (batch, math.prod(known) if len(known) == len(image) else None)
 
 
 def moments(inputs: Any) -> tuple[Any, Any]:

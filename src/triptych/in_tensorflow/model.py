@@ -22,6 +22,7 @@ BUILDERS: dict[str, Callable[..., keras.Model]] = {"resnet": resnet, "mlp": mlp}
 DEVICE_TYPES = {"cpu": "CPU", "cuda": "GPU", "tpu": "TPU"}
 
 Arrays = dict[str, np.ndarray]
+Tensors = dict[str, tf.Tensor]
 Wrapper = Callable[[keras.layers.Layer, Callable[[Any], Any], Any], Any]
 
 
@@ -98,9 +99,8 @@ class Model:
         inputs = {self._layer(name).name: self.tensor(x) for name, x in (layer_inputs or {}).items()}
         with self.running():
             outputs, state = self._traces(self._forward)(self.tensor(images), inputs, training)
-        return Forward(
-            {name: outputs[name].numpy() for name in self.spec.intermediates()}, canonical.read(self._statistics(training), state)
-        )
+        intermediates = {name: outputs[name].numpy() for name in self.spec.intermediates()}
+        return Forward(intermediates, canonical.read(self._statistics(training), state))
 
     def weights(self) -> Arrays:
         """The canonical state, bit for bit."""
@@ -165,9 +165,7 @@ class Model:
     def _predict(self, images: tf.Tensor) -> tf.Tensor:
         return self.native(images, training=False)
 
-    def _forward(
-        self, images: tf.Tensor, layer_inputs: dict[str, tf.Tensor], training: bool
-    ) -> tuple[dict[str, tf.Tensor], list[tf.Tensor]]:
+    def _forward(self, images: tf.Tensor, layer_inputs: Tensors, training: bool) -> tuple[Tensors, list[tf.Tensor]]:
         with contextlib.ExitStack() as stack:
             for name, x in layer_inputs.items():
                 stack.enter_context(_replaced_call(self._layer(name), _given(x)))

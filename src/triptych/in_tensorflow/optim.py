@@ -6,7 +6,7 @@ constant (numerics 12, 31). The update rules are pure functions of tensors; `Opt
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 
 import tensorflow as tf
 
@@ -60,7 +60,7 @@ class Optimizer:
 
     def apply(self, gradients: Iterable[tf.Tensor], learning_rate: tf.Tensor, step: tf.Tensor) -> None:
         """Move every variable and its slots; `step` counts from 1."""
-        update = {"sgd": sgd, "adamw": adamw}[self.rule.name]
+        update: Callable[..., tuple[tf.Tensor, Tensors]] = sgd if isinstance(self.rule, SGD) else adamw
         slots = zip(*self.slots.values(), strict=True)
         for variable, decay, gradient, held in zip(self.variables, self.decay, gradients, slots, strict=True):
             before = tuple(tf.convert_to_tensor(slot) for slot in held)

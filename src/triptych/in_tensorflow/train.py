@@ -89,9 +89,8 @@ class Trainer:
     def load_state(self, state: TrainingState) -> None:
         """Take a canonical training state, bit for bit. InputRefused, before anything is changed, when a part does not fit."""
         if set(state.slots) != set(self.optimizer.slots):
-            raise InputRefused(
-                f"optimizer slots {sorted(state.slots)} given, {self.recipe.optimizer.name} has {sorted(self.optimizer.slots)}"
-            )
+            name, expected = self.recipe.optimizer.name, sorted(self.optimizer.slots)
+            raise InputRefused(f"optimizer slots {sorted(state.slots)} given; {name} has {expected}")
         slots = {name: canonical.native(self.parameters, state.slots[name], f"slots {name!r}") for name in self.optimizer.slots}
         averages = canonical.native(self._averaged, state.ema, "averaged weights")
         self.model.load_weights(state.weights)
@@ -101,10 +100,13 @@ class Trainer:
         self._step = state.step
 
     def average(self) -> None:
-        """Move the averages towards the weights and statistics; counters are copied."""
+        """Move the averages, when the recipe has them, towards the weights and statistics; counters are copied."""
+        decay = self.recipe.ema_decay
+        if decay is None:
+            return
         for binding, average in zip(self._averaged, self.averages, strict=True):
             value = tf.convert_to_tensor(binding.variable.value)
-            average.assign(formulas.ema(average, value, self.recipe.ema_decay) if value.dtype.is_floating else value)
+            average.assign(formulas.ema(average, value, decay) if value.dtype.is_floating else value)
 
     def _gradients(self, images: tf.Tensor, labels: tf.Tensor) -> tuple[tf.Tensor, list[tf.Tensor]]:
         # Inside this scope Keras drops the assignments of the BatchNorms.

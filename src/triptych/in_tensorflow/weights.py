@@ -91,10 +91,8 @@ def check(bindings: Iterable[Binding], arrays: Mapping[str, np.ndarray], what: s
     problems += [f"unknown {name}" for name in arrays if name not in expected]
     problems += [problem for name, tensor in expected.items() if name in arrays for problem in _misfits(tensor, np.asarray(arrays[name]))]
     if problems:
-        listed = "\n  ".join(problems)
-        raise InputRefused(
-            f"{what} do not fit the model, {len(problems)} of {len(expected)} keys:\n  {listed}\nConvert them with `triptych convert`."
-        )
+        listed = "".join(f"\n  {problem}" for problem in problems)
+        raise InputRefused(f"{what} do not fit the model ({len(problems)} problems; `triptych convert` imports foreign files):{listed}")
 
 
 def _misfits(tensor: TensorSpec, array: np.ndarray) -> list[str]:

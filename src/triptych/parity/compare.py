@@ -153,7 +153,10 @@ def implied_update(plan: Plan, exp_avg: np.ndarray, exp_avg_sq: np.ndarray, step
 
 
 def rung_rows(plan: Plan, comparisons: list[Comparison], pairs: int) -> list[dict[str, Any]]:
-    """The certificate's rows of rungs 1 to 7: for each rung the tensor that is worst in units of its tolerance."""
+    """The certificate's rows of rungs 1 to 7: for each rung the tensor that is worst in units of its tolerance.
+
+    `pairs` is how many pairs of frameworks were compared, `pair` the worst of them.
+    """
     rows = []
     for rung in RUNGS[:7]:
         mine = [c for c in comparisons if c.rung == rung.number]
@@ -167,9 +170,18 @@ def rung_rows(plan: Plan, comparisons: list[Comparison], pairs: int) -> list[dic
             "tolerance": worst.tolerance, "tensor": worst.tensor, "group": worst.group, "pair": list(worst.pair),
             "passed": all(c.passed for c in mine), "tensors": len({c.tensor for c in mine}), "pairs": pairs,
             "steps": {7: plan.steps, 6: 2}.get(rung.number, 1), "image_size": spec.image_size, "batch_size": batch,
+            "groups": _groups(mine),
         })  # fmt: skip
-        # `pairs` is how many pairs of frameworks were compared; `pair` the worst of them.
     return rows
+
+
+def _groups(comparisons: list[Comparison]) -> dict[str, dict[str, Any]]:
+    """The worst tensor of each group of a rung, for whoever wants more than the rung's worst."""
+    worst: dict[str, Comparison] = {}
+    for comparison in comparisons:
+        if comparison.group not in worst or comparison.error > worst[comparison.group].error:
+            worst[comparison.group] = comparison
+    return {name: {"worst_error": c.error, "tolerance": c.tolerance, "tensor": c.tensor, "step": c.step} for name, c in worst.items()}
 
 
 def free_run_row(plan: Plan, free: dict[tuple[str, str], list[float]], self_curves: list[list[float]]) -> dict[str, Any]:

@@ -62,7 +62,7 @@ class ShardWriter:
             return
         self._wait_for_room()
         header = [{**asdict(o), "value": None} for o in self.pending]
-        tensors = {str(i): np.ascontiguousarray(o.value) for i, o in enumerate(self.pending)}
+        tensors = {str(i): o.value for i, o in enumerate(self.pending)}
         write_tensors(self.directory / f"{self.count:06d}.safetensors", tensors, {"observations": json.dumps(header)})
         self.count, self.bytes, self.pending = self.count + 1, 0, []
 
@@ -120,7 +120,8 @@ class ShardReader:
 def write_tensors(path: Path, tensors: dict[str, np.ndarray], metadata: dict[str, str] | None = None) -> None:
     """A safetensors file that appears complete or not at all."""
     partial = path.with_suffix(".partial")
-    save_file({name: np.ascontiguousarray(value) for name, value in tensors.items()}, partial, metadata=metadata)
+    # Not ascontiguousarray, which turns a scalar into a vector.
+    save_file({name: np.asarray(value, order="C") for name, value in tensors.items()}, partial, metadata=metadata)
     partial.replace(path)
 
 

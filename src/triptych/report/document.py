@@ -203,8 +203,9 @@ def _faults(evidence: Evidence) -> Iterator[Block]:
 
 def _fault_table(table: FaultTable, command: str | None) -> Iterator[Block]:
     caught, names = sum(f.caught for f in table.faults), list(dict.fromkeys(f.name for f in table.faults))
-    summary = f"{table.model}: {caught} of {len(table.faults)} plantings of {len(names)} faults are caught, {right} at the planted rung and layer; clean: {table.clean}."
     right = sum(f.right_rung and f.right_layer for f in table.faults)
+    plantings = f"{caught} of {len(table.faults)} plantings of {len(names)} faults"
+    summary = f"{table.model}: {plantings} are caught, {right} at the planted rung and layer; clean: {table.clean}."
     missed = missed_by_usual_check(table)
     yield Text(f"{summary} The usual check, a float32 forward pass at 1e-4, would have missed {len(missed)} of {len(names)} faults.")
     if names:

@@ -34,7 +34,7 @@ def static() -> dict[str, Any]:
 
 def certificate(data: Mapping[str, Any]) -> Certificate:
     """A certificate from the JSON of `triptych parity`. InputRefused when it lacks a field."""
-    rungs = [{**row, "pair": " / ".join(row["pair"])} for row in data.get("rungs", ())]
+    rungs = [{**row, "pair": " / ".join(filter(None, row.get("pair") or ())) or None} for row in data.get("rungs", ())]
     curves = [_curves(row) for row in rungs if row.get("curves")]
     return build(Certificate, {**data, "rungs": rungs, "curves": curves, "context": _context(data.get("context"))})
 
