@@ -52,7 +52,9 @@ class ZooModel:
         )
 
     def __repr__(self) -> str:
-        return f"ZooModel({self.spec.name!r}, framework={self.framework!r}, precision={self.model.precision!r}, device={self.model.device!r})"
+        return (
+            f"ZooModel({self.spec.name!r}, framework={self.framework!r}, precision={self.model.precision!r}, device={self.model.device!r})"
+        )
 
 
 def create_model(

@@ -85,9 +85,11 @@ def main(arguments: list[str] | None = None) -> None:
 
 def emit(data: Any, as_json: bool, text: str) -> None:
     """Print a result: as JSON (floats as they are, NaN refused), or as text."""
-    import json
+    if as_json:
+        import json
 
-    click.echo(json.dumps(data, indent=2, allow_nan=False) if as_json else text)
+        text = json.dumps(data, indent=2, allow_nan=False)
+    click.echo(text)
 
 
 json_option = click.option("--json", "as_json", is_flag=True, help="Print the result as JSON on stdout.")

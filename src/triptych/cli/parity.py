@@ -26,7 +26,9 @@ from triptych.core.spec import Spec
 @click.option("--full", is_flag=True, help="With --fault: plant in the model itself, not in a tiny spec with the same kinds of layers.")
 @click.option("--calibrate", is_flag=True, help="Measure the model's float32 noise and write it to the tolerance table.")
 @click.option("--device", type=click.Choice(contract.DEVICES), default="cpu", show_default=True)
-@click.option("--out", type=click.Path(path_type=Path), help="Keep the run directory here; it must not exist. A temporary one when not given.")
+@click.option(
+    "--out", type=click.Path(path_type=Path), help="Keep the run directory here; it must not exist. A temporary one when not given."
+)
 @json_option
 def parity_command(
     model: str, weights: Path | None, frameworks: str | None, precision: str | None, fault: str | None, full: bool,
@@ -66,7 +68,11 @@ def _plant(spec: Spec, fault: str, frameworks: tuple[str, ...], run: Path, progr
     names = tuple(faults.expressible(spec)[0]) if fault == "all" else (faults.find(fault, spec).name,)
     result = planting.plant_all(spec, names, frameworks, run, progress)
     emit(result, as_json, planting.table(result))
-    escaped = [f"{row['name']} in {row['framework']}" for row in result["faults"] if not (row["caught"] and row["right_rung"] and row["right_layer"])]
+    escaped = [
+        f"{row['name']} in {row['framework']}"
+        for row in result["faults"]
+        if not (row["caught"] and row["right_rung"] and row["right_layer"])
+    ]
     if result["clean"] != "pass" or escaped:
         raise ParityFailed(f"the clean ladder {result['clean']}ed; not caught as expected: {', '.join(escaped) or 'none'}")
 

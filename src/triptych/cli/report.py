@@ -12,7 +12,9 @@ from triptych.core.errors import ParityFailed
 
 @click.command("report")
 @click.option("--out", type=click.Path(path_type=Path), default=Path("runs/report"), show_default=True, help="Where the report is written.")
-@click.option("--runs", type=click.Path(path_type=Path), default=Path("runs/evidence"), show_default=True, help="Where runs are kept and reused.")
+@click.option(
+    "--runs", type=click.Path(path_type=Path), default=Path("runs/evidence"), show_default=True, help="Where runs are kept and reused."
+)
 @click.option("--fresh", is_flag=True, help="Reuse nothing.")
 @json_option
 def report_command(out: Path, runs: Path, fresh: bool, as_json: bool) -> None:
@@ -26,7 +28,9 @@ def report_command(out: Path, runs: Path, fresh: bool, as_json: bool) -> None:
     steps = [{"name": s.name, "reused": s.reused, "seconds": s.seconds} for s in work.steps]
     claims = [{"claim": c.text, "measured": c.measured, "asked": c.asked, "holds": c.holds} for c in verdict.claims]
     lines = [verdict.headline]
-    lines += [f"  {'yes' if c.holds else 'NO ' if c.holds is False else '?  '}  {c.text}: {c.measured} (asked: {c.asked})" for c in verdict.claims]
+    lines += [
+        f"  {'yes' if c.holds else 'NO ' if c.holds is False else '?  '}  {c.text}: {c.measured} (asked: {c.asked})" for c in verdict.claims
+    ]
     lines += [f"  {s.name}: {'reused' if s.reused else f'{s.seconds or 0.0:.0f} s'}" for s in work.steps]
     lines += [f"written: {out / 'report.md'}, {out / 'report.html'}"]
     emit({"verdict": verdict.word, "claims": claims, "steps": steps, "out": str(out)}, as_json, "\n".join(lines))

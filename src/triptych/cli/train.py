@@ -56,5 +56,8 @@ def train_command(
     job.spec(source)
     with status("starting") as show:
         results = [run_worker(job, name, out, show) for name in frameworks]
-    lines = [f"{r['framework']:<12}test accuracy {r['test_accuracy']:.2%}  {r['seconds']:.0f} s  {out / r['framework'] / 'checkpoint'}" for r in results]
+    lines = [
+        f"{r['framework']:<12}test accuracy {r['test_accuracy']:.2%}  {r['seconds']:.0f} s  {out / r['framework'] / 'checkpoint'}"
+        for r in results
+    ]
     emit(results, as_json, "\n".join(lines))

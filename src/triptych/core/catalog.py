@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import difflib
 import fnmatch
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -100,10 +99,18 @@ def get_spec(name: str, **options: Any) -> Spec:
     Raises UsageError for an unknown name or option, or a value out of range.
     """
     if name not in CATALOG:
-        close = difflib.get_close_matches(name, CATALOG, n=1)
-        hint = f"; did you mean {close[0]!r}?" if close else ""
-        raise UsageError(f"unknown model {name!r}{hint} `triptych list` shows all {len(CATALOG)}")
+        close = _closest(name)
+        hint = f"did you mean {close!r}? " if close else ""
+        raise UsageError(f"unknown model {name!r}; {hint}`triptych list` shows all {len(CATALOG)}")
     return with_options(CATALOG[name].build(name), **options)
+
+
+def _closest(name: str) -> str | None:
+    """The catalogued name that was probably meant: the first that `name` begins, else the most similar; None when none is."""
+    import difflib
+
+    begun = [known for known in CATALOG if name and known.startswith(name)]
+    return next(iter(begun or difflib.get_close_matches(name, CATALOG, n=1)), None)
 
 
 def with_options(spec: Spec, **options: Any) -> Spec:

@@ -1,7 +1,8 @@
 """Realistic porting mistakes, as a JAX programmer would make them: each is planted for the length of a `with` block.
 
-A planting takes (subject, layer). Faults of a layer intercept it (`subject.intercept`, on every model of the subject); faults of the optimizer, the loss or the input pipeline
-replace a function of this package, and reach a trainer that has not run yet. Left out: `jpeg_fast_dct` (Pillow offers no choice of DCT).
+A planting takes (subject, layer). Faults of a layer intercept it, on every model of the subject; faults of the optimizer, the
+loss or the input pipeline replace a function of this package, and reach a trainer that has not run yet. Left out:
+`jpeg_fast_dct` (Pillow offers no choice of DCT).
 """
 
 from __future__ import annotations

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import copy
 import difflib
 from collections.abc import Callable, Iterator, Mapping
 from functools import partial
@@ -86,6 +87,13 @@ class Model:
         with full_precision(), mode(self.native, training=False), torch.inference_mode():
             starts = range(0, max(1, len(images)), size)
             return np.concatenate([canonical.to_array(self.native(self.to_native(images[i : i + size]))) for i in starts])
+
+    def predict_channels_last(self, images: np.ndarray) -> np.ndarray:
+        """`predict` with NHWC kernels in place of NCHW ones: what a change of layout alone does to the last bits (numerics 34)."""
+        other = copy.deepcopy(self.native).to(memory_format=torch.channels_last)
+        x = self.to_native(images).contiguous(memory_format=torch.channels_last)
+        with full_precision(), mode(other, training=False), torch.inference_mode():
+            return canonical.to_array(other(x))
 
     def forward(self, images: np.ndarray, *, training: bool = False, layer_inputs: Mapping[str, np.ndarray] | None = None) -> Forward:
         """One pass with every intermediate, NHWC, in execution order. Dropout is off; the model stays as it was.

@@ -33,7 +33,13 @@ def measure_noise(spec: Spec, device: str, run: Path, progress: Callable[[str], 
             progress(f"{each.name}: seed {seed + 1} of {SEEDS}")
             for key, error in _one_seed(each, device, seed):
                 noise[key] = max(noise.get(key, 0.0), error)
-        yield {"model": each.name, "noise": noise, "seeds": SEEDS, "framework": FRAMEWORK, "command": f"triptych parity {spec.name} --calibrate"}
+        yield {
+            "model": each.name,
+            "noise": noise,
+            "seeds": SEEDS,
+            "framework": FRAMEWORK,
+            "command": f"triptych parity {spec.name} --calibrate",
+        }
 
 
 def _one_seed(spec: Spec, device: str, seed: int) -> Iterator[tuple[str, float]]:

@@ -191,10 +191,12 @@ def free_run_row(plan: Plan, free: dict[tuple[str, str], list[float]], self_curv
     ratios = [(curve[step] / typical[step], pair, step) for pair, curve in free.items() for step in counted]
     worst, pair, step = max(ratios, default=(NOTHING_IN_COMMON * tolerance.FREE_RUN_RATIO, ("", ""), 0))
     enough = len(counted) >= tolerance.FREE_RUN_MINIMUM_STEPS
+    said = f"all weights after step {step}" if enough else "no evidence: fewer than 3 steps count"
     return {
         "number": 8, "name": RUNGS[7].name, "precision": plan.precision, "worst_error": float(worst),
-        "tolerance": tolerance.FREE_RUN_RATIO, "tensor": f"all weights after step {step}" if enough else "no evidence: fewer than 3 steps count",
-        "group": "ratio", "pair": list(pair), "passed": bool(enough and worst <= tolerance.FREE_RUN_RATIO), "tensors": len(plan.spec.tensors()),
+        "tolerance": tolerance.FREE_RUN_RATIO, "tensor": said,
+        "group": "ratio", "pair": list(pair), "passed": bool(enough and worst <= tolerance.FREE_RUN_RATIO),
+        "tensors": sum(tensor.kind != "batch_counter" for tensor in plan.spec.tensors()),
         "pairs": len(free), "steps": len(counted), "image_size": plan.training_spec.image_size, "batch_size": plan.training_batch,
         "curves": {
             "self_divergence": self_curves, "median_self_divergence": [float(v) for v in typical],

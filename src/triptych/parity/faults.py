@@ -7,7 +7,7 @@ Faults of plain data (weights, recipe, boxes) are planted here, on the `Subject`
 A fault of your own: `triptych parity MODEL --fault FILE:function`. The function is called in each framework's worker as
 `function(subject)` before anything is computed, with a `parity.subject.Subject`. It may
 
-- replace attributes: `subject.weights[name]`, `subject.spec`, `subject.recipes["sgd"]`, `subject.preprocessing`, `subject.learning_rate`, ...;
+- replace attributes: `subject.weights[name]`, `subject.spec`, `subject.recipes["sgd"]`, `subject.learning_rate`, ...;
 - intercept a layer: `subject.intercept("layer2.0.bn1", lambda native_layer, call, x: ...)` is a context manager on native tensors;
 - change `subject.model.native`, or patch anything in `subject.room` (`subject.framework` says which framework it is).
 
@@ -31,6 +31,7 @@ import numpy as np
 
 from triptych.core import philox
 from triptych.core.errors import UsageError
+from triptych.core.recipe import SGD
 from triptych.core.spec import BlockSpec, Layer, ResNetSpec, Spec
 from triptych.parity.subject import Subject
 
@@ -160,6 +161,7 @@ def _recipe(**changes: Any) -> Plant:
 
 def _no_nesterov(subject: Subject, layer: str) -> None:
     sgd = subject.recipes["sgd"]
+    assert isinstance(sgd.optimizer, SGD)
     subject.recipes["sgd"] = dataclasses.replace(sgd, optimizer=dataclasses.replace(sgd.optimizer, nesterov=False))
 
 
@@ -180,7 +182,9 @@ def _learning_rate_float32(subject: Subject, layer: str) -> None:
 
 def _crop_off_by_one(subject: Subject, layer: str) -> None:
     right = subject.geometry
-    subject.geometry = lambda recipe, height, width: dataclasses.replace(_moved := right(recipe, height, width), left=max(0, _moved.left - 1))
+    subject.geometry = lambda recipe, height, width: dataclasses.replace(
+        _moved := right(recipe, height, width), left=max(0, _moved.left - 1)
+    )
 
 
 def _channels_reversed(subject: Subject, layer: str) -> None:
@@ -224,13 +228,13 @@ FAULTS: tuple[Fault, ...] = (
     Fault("batch_norm_epsilon", 4, "Keras' BatchNorm epsilon 1e-3", 3, _BATCH_NORM, _NO_BN),
     Fault("batch_norm_batch_statistics_in_eval", 5, "a forgotten eval mode: batch statistics in inference", 3, _BATCH_NORM, _NO_BN),
     Fault("stride_on_first_convolution", 10, "v1 in place of v1.5: the stride on the first 1x1", 3, _V1, "a strided bottleneck"),
-    Fault("flatten_native_order", 11, "flattened as (H, W, C) in place of (C, H, W), or the reverse", 3, _flattened_channels, "a flatten of several channels"),
+    Fault("flatten_native_order", 11, "flattened as (H, W, C)", 3, _flattened_channels, "a flatten of several channels"),
     Fault("low_precision_layer", 28, "one layer computed in bfloat16, as TF32-like defaults do", 3, _CONV, "a convolution"),
     Fault("pad_shortcut_one_side", 1, "option A pads all new channels behind", 3, _PAD, "an option-A shortcut"),
     Fault("pad_shortcut_average_pool", 27, "option A averages in place of subsampling", 3, _PAD, "an option-A shortcut"),
     Fault("dropout_in_eval", 23, "dropout left on in inference", 3, _middle("relu"), "an activation"),
     Fault("relu_missing", 10, "an activation forgotten", 3, _middle("relu"), "an activation", _relu_missing),
-    Fault("batch_norm_frozen_in_training", 5, "running statistics used in training: the mode flag never arrived", 4, _BATCH_NORM, _NO_BN),
+    Fault("batch_norm_frozen_in_training", 5, "running statistics used in training", 4, _BATCH_NORM, _NO_BN),
     Fault("batch_norm_fast_variance", 7, "batch variance as E[x²] - E[x]²", 4, _BATCH_NORM, _NO_BN),
     Fault("batch_norm_momentum", 5, "BatchNorm momentum weighs the old in place of the new", 4, _BATCH_NORM, _NO_BN),
     Fault("batch_norm_biased_variance", 6, "biased running variance", 4, _BATCH_NORM, _NO_BN),
@@ -244,11 +248,11 @@ FAULTS: tuple[Fault, ...] = (
     Fault("nesterov_missing", 13, "plain momentum in place of Nesterov", 6, _anywhere, "an optimizer", _no_nesterov),
     Fault("weight_decay_decoupled", 14, "SGD with decoupled weight decay", 6, _anywhere, "an optimizer"),
     Fault("weight_decay_missing", 14, "weight decay forgotten", 6, _anywhere, "an optimizer", _no_weight_decay),
-    Fault("decay_norm_and_bias", 14, "weight decay on BatchNorm and biases too", 6, _anywhere, "an optimizer", _recipe(decay_norm_and_bias=True)),
+    Fault("decay_norm_and_bias", 14, "weight decay on BatchNorm, biases", 6, _anywhere, "an optimizer", _recipe(decay_norm_and_bias=True)),
     Fault("adam_epsilon_hat", 15, "AdamW's epsilon inside the bias correction", 6, _anywhere, "an optimizer"),
     Fault("schedule_off_by_one", 16, "the schedule read one step late", 6, _anywhere, "an optimizer", _schedule_off_by_one),
     Fault("learning_rate_float32", 31, "the learning rate held in float32", 6, _anywhere, "an optimizer", _learning_rate_float32),
-    Fault("ema_decay_complement", 16, "the moving average weighs the new by the decay", 6, _anywhere, "an optimizer", _recipe(ema_decay=0.1)),
+    Fault("ema_decay_complement", 16, "the average weighs the new by the decay", 6, _anywhere, "an optimizer", _recipe(ema_decay=0.1)),
     Fault("ema_before_step", 16, "the moving average takes the weights before the update", 6, _anywhere, "an optimizer"),
 )  # fmt: skip
 
@@ -286,7 +290,9 @@ def find(name: str, spec: Spec) -> Planted:
 def expressible(spec: Spec) -> tuple[list[str], dict[str, str]]:
     """Names of the faults that `spec` can express; and for the others, the reason."""
     can = [fault.name for fault in FAULTS if fault.select(spec) is not None]
-    cannot = {fault.name: f"{spec.name} has no {fault.needs.removeprefix('a ').removeprefix('an ')}" for fault in FAULTS if fault.name not in can}
+    cannot = {
+        fault.name: f"{spec.name} has no {fault.needs.removeprefix('a ').removeprefix('an ')}" for fault in FAULTS if fault.name not in can
+    }
     return can, cannot
 
 

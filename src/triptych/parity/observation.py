@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
+import os
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -14,8 +16,8 @@ from safetensors.numpy import save_file
 
 from triptych.core.errors import TriptychError
 
-SHARD_BYTES = 128 * 2**20
-PENDING_BYTES = 640 * 2**20
+SHARD_BYTES = 64 * 2**20
+PENDING_BYTES = 192 * 2**20
 POLL_SECONDS = 0.02
 
 
@@ -67,8 +69,7 @@ class ShardWriter:
         self.count, self.bytes, self.pending = self.count + 1, 0, []
 
     def _wait_for_room(self) -> None:
-        while sum(path.stat().st_size for path in _existing(self.directory)) > PENDING_BYTES:
-            time.sleep(POLL_SECONDS)
+        wait_until(lambda: _bytes_in(self.directory) <= PENDING_BYTES)
 
     def close(self, summary: dict[str, object]) -> None:
         """Flush and leave `done.json`, which ends the stream."""
@@ -76,10 +77,22 @@ class ShardWriter:
         write_json(self.directory / "done.json", {**summary, "shards": self.count})
 
 
-def _existing(directory: Path) -> Iterator[Path]:
+def _bytes_in(directory: Path) -> int:
+    """Size of the shards that wait to be read; one that is deleted meanwhile counts nothing."""
+    total = 0
     for path in directory.glob("[0-9]*.safetensors"):
-        if path.exists():
-            yield path
+        with contextlib.suppress(FileNotFoundError):
+            total += path.stat().st_size
+    return total
+
+
+def wait_until(condition: Callable[[], bool]) -> None:
+    """Poll until `condition()`; a worker whose parent process is gone ends instead of waiting for ever."""
+    parent = os.getppid()
+    while not condition():
+        if os.getppid() != parent:
+            raise TriptychError("the process that started this worker is gone")
+        time.sleep(POLL_SECONDS)
 
 
 class ShardReader:

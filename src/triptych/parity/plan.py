@@ -62,7 +62,7 @@ class Plan:
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> Plan:
         """The plan that `to_json` described."""
-        fields = {key: tuple(value) if isinstance(value, list) else value for key, value in data.items() if key != "schema"}
+        fields: dict[str, Any] = {key: tuple(value) if isinstance(value, list) else value for key, value in data.items() if key != "schema"}
         fields["spec"] = from_dict(fields["spec"])
         fields["sgd"], fields["adamw"] = recipe.from_dict(fields["sgd"]), recipe.from_dict(fields["adamw"])
         return cls(**fields)
@@ -84,7 +84,12 @@ def training_batch(plan: Plan, step: int) -> tuple[np.ndarray, np.ndarray]:
 def encoded_images(preprocessing: Preprocessing) -> dict[str, bytes]:
     """Files for rung 2: JPEGs of several shapes and a PNG smaller than the crop, from smooth noise (no data set needed)."""
     crop = preprocessing.crop
-    shapes = {"wide.jpg": (crop + 77, 2 * crop + 31), "tall.jpg": (2 * crop + 3, crop + 19), "square.jpg": (crop, crop), "small.png": (crop // 2 + 5, crop // 2 + 9)}
+    shapes = {
+        "wide.jpg": (crop + 77, 2 * crop + 31),
+        "tall.jpg": (2 * crop + 3, crop + 19),
+        "square.jpg": (crop, crop),
+        "small.png": (crop // 2 + 5, crop // 2 + 9),
+    }
     return {name: _encode(_picture(name, height, width, preprocessing.channels), name) for name, (height, width) in shapes.items()}
 
 

@@ -87,8 +87,12 @@ def _judge(row: dict[str, Any], comparer: Comparer, kept: Kept, framework: str, 
     """Hold one observation of a planted framework against the partner's clean one; the first divergence decides the row."""
     clean = kept.get(("", *observation.key[1:]), {}).get(partner, np.empty((0, 0)))
     if observation.group == "context":
-        difference = np.abs(np.asarray(observation.value, np.float64) - clean).max() if clean.shape == observation.value.shape else NOTHING_IN_COMMON
-        row["float32_forward_error"] = float(difference / max(1e-300, float(np.abs(clean).max()))) if np.isfinite(difference) else NOTHING_IN_COMMON
+        difference = (
+            np.abs(np.asarray(observation.value, np.float64) - clean).max() if clean.shape == observation.value.shape else NOTHING_IN_COMMON
+        )
+        row["float32_forward_error"] = (
+            float(difference / max(1e-300, float(np.abs(clean).max()))) if np.isfinite(difference) else NOTHING_IN_COMMON
+        )
         return
     if row["caught"]:
         return
@@ -118,7 +122,10 @@ def table(result: dict[str, Any]) -> str:
     for row in result["faults"]:
         note = "" if row["right_rung"] and row["right_layer"] else f"  <-- expected rung {row['expected_rung']}, {row['planted_layer']}"
         error = f"{row['error']:.1e}" if row["error"] is not None else "-"
-        lines.append(f"{row['name']:<38}{row['framework']:<12}{'yes' if row['caught'] else 'NO':<8}{row['rung'] or '-'!s:<6}{error:>10}  {row['tensor']}{note}")
+        lines.append(
+            f"{row['name']:<38}{row['framework']:<12}{'yes' if row['caught'] else 'NO':<8}{row['rung'] or '-'!s:<6}{error:>10}  "
+            f"{row['tensor']}{note}"
+        )
     missed = sum(row["missed_by_customary_check"] for row in result["faults"])
     caught = sum(row["caught"] for row in result["faults"])
     lines.append(f"{caught} of {len(result['faults'])} caught; a float32 forward check at 1e-4 would have missed {missed}")

@@ -98,8 +98,8 @@ def workers(plan: Plan, run: Path) -> Iterator[dict[str, subprocess.Popen[bytes]
         yield processes
     except TriptychError as error:
         failed = next((name for name in processes if (run / name / "error.json").exists()), None)
-        log = (run / f"{failed}.log").read_text(errors="replace")[-2000:] if failed else ""
-        raise TriptychError(f"{error}\n{failed} worker: {log}" if failed else str(error)) from error
+        tail = (run / f"{failed}.log").read_text(errors="replace")[-2000:] if failed else ""
+        raise TriptychError(f"{error}\n{failed} worker: {tail}" if failed else str(error)) from error
     finally:
         for process in processes.values():
             process.kill()
@@ -182,4 +182,3 @@ def table(certificate_: Mapping[str, Any]) -> str:
             f"at logit scale {context['logit_scale']:.2e} (AlgoPerf published {context['published_algoperf_difference']:.2e})"
         )
     return "\n".join(lines)
-

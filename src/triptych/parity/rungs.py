@@ -18,7 +18,7 @@ from triptych.core.initialize import Weights
 from triptych.core.spec import Spec
 from triptych.parity import plan as plans
 from triptych.parity.observation import Observation
-from triptych.parity.subject import Subject, initial_state
+from triptych.parity.subject import Subject, as_precision, initial_state
 from triptych.parity.trajectory import Trajectory
 
 # A probe shows a normalization layer data whose mean is this many standard deviations: E[x²] - E[x]² loses the square of it in
@@ -54,6 +54,8 @@ def climb(subject: Subject, trajectory: Trajectory, rungs: tuple[int, ...]) -> I
             yield from synchronised_steps(subject, trajectory)
         elif number in _CLIMBERS:
             yield from _CLIMBERS[number](subject)
+        if number == 3:
+            subject.release()
 
 
 def names_and_weights(subject: Subject) -> Iterator[Observation]:
@@ -116,8 +118,7 @@ def optimizer_alone(subject: Subject) -> Iterator[Observation]:
     """Rung 6: given identical gradients and state, the state after one update; for each recipe, at two learning rates."""
     for kind in ("sgd", "adamw"):
         for step in (1, 5):
-            state = _arbitrary_state(subject, kind, step)
-            trainer = subject.trainer_from(kind, state)
+            trainer = subject.trainer_from(kind, _arbitrary_state(subject, kind, step))
             gradients = {name: _noise(subject, f"gradient/{name}", like, 1e-2) for name, like in _parameters(subject).items()}
             trainer.apply(gradients, subject.learning_rate(subject.plan.sgd.schedule, step))
             yield from _state(6, subject, kind, trainer.state(), step)
@@ -217,7 +218,9 @@ def _arbitrary_state(subject: Subject, kind: str, step: int) -> TrainingState:
             noise = _noise(subject, f"{slot}/{name}", like, 1e-2)
             # Roots of second moments down to 1e-5, where the place of AdamW's epsilon shows (numerics 15).
             values[name] = subject.as_input((np.abs(noise) + 1e-5) ** 2) if slot == "exp_avg_sq" else noise
-    state.ema = {name: value if value.dtype == np.int64 else value + _noise(subject, f"ema/{name}", value, 1e-2) for name, value in state.ema.items()}
+    state.ema = {
+        name: value if value.dtype == np.int64 else value + _noise(subject, f"ema/{name}", value, 1e-2) for name, value in state.ema.items()
+    }
     return dataclasses.replace(state, step=step)
 
 
@@ -235,10 +238,8 @@ def _training_images(subject: Subject, step: int) -> tuple[np.ndarray, np.ndarra
 
 
 def _cast(state: TrainingState, precision: str) -> TrainingState:
-    def cast(values: Weights) -> Weights:
-        return {name: value if value.dtype == np.int64 else value.astype(precision) for name, value in values.items()}
-
-    return TrainingState(cast(state.weights), {slot: cast(values) for slot, values in state.slots.items()}, cast(state.ema), state.step)
+    slots = {slot: as_precision(values, precision) for slot, values in state.slots.items()}
+    return TrainingState(as_precision(state.weights, precision), slots, as_precision(state.ema, precision), state.step)
 
 
 def _get(values: Weights, name: str) -> np.ndarray:

@@ -67,6 +67,11 @@ class Subject:
             self._models[spec] = self.room.create_model(spec, self.weights, precision=self.precision, device=self.plan.device)
         return self._models[spec]
 
+    def release(self) -> None:
+        """Forget the model of the forward rung, when it is another than that of the training rungs: memory stays bounded."""
+        if self.spec != self.training_spec:
+            self._models.pop(self.spec, None)
+
     @property
     def trainer(self) -> Trainer:
         """The SGD trainer."""
@@ -85,7 +90,7 @@ class Subject:
 
     def as_input(self, values: np.ndarray) -> np.ndarray:
         """Float64 inputs as this subject computes with them."""
-        return values.astype(self.input_precision).astype(self.precision)
+        return values.astype(self.input_precision, copy=False).astype(self.precision, copy=False)
 
     @contextlib.contextmanager
     def intercept(self, layer: str, wrapper: Callable[..., Any]) -> Iterator[None]:
@@ -98,7 +103,7 @@ class Subject:
 
 def as_precision(weights: Weights, precision: str) -> Weights:
     """Floating tensors cast to `precision`; counters stay."""
-    return {name: value if value.dtype == np.int64 else value.astype(precision) for name, value in weights.items()}
+    return {name: value if value.dtype == np.int64 else value.astype(precision, copy=False) for name, value in weights.items()}
 
 
 def initial_state(recipe_: Recipe, weights: Weights, spec: Spec) -> TrainingState:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Protocol
@@ -11,7 +10,7 @@ import numpy as np
 from safetensors.numpy import load_file
 
 from triptych.core.contract import TrainingState
-from triptych.parity.observation import POLL_SECONDS, write_tensors
+from triptych.parity.observation import wait_until, write_tensors
 
 
 class Trajectory(Protocol):
@@ -68,8 +67,7 @@ class FileTrajectory:
             return
         self.before_wait()
         marks = [self._mark(self.last, reader) for reader in self.readers]
-        while not all(mark.exists() for mark in marks):
-            time.sleep(POLL_SECONDS)
+        wait_until(lambda: all(mark.exists() for mark in marks))
         for path in (self.last, *marks):
             path.unlink()
         self.last = None
@@ -78,8 +76,7 @@ class FileTrajectory:
         """The state after `step`, waiting until the reference has written it."""
         path = self._path(kind, step)
         self.before_wait()
-        while not path.exists():
-            time.sleep(POLL_SECONDS)
+        wait_until(path.exists)
         state = unflatten(load_file(path), step + 1)
         if not self.keep:
             self._mark(path, self.framework).touch()

@@ -7,9 +7,7 @@ container or another machine that shares it. Globals of the framework (TF32, com
 from __future__ import annotations
 
 import dataclasses
-import json
 import sys
-import time
 import traceback
 from collections.abc import Iterator
 from pathlib import Path
@@ -19,8 +17,9 @@ from safetensors.numpy import load_file
 
 from triptych.core import contract, initialize
 from triptych.core.initialize import Weights
-from triptych.parity import faults, plan as plans, rungs
-from triptych.parity.observation import POLL_SECONDS, Observation, ShardWriter, write_json, write_tensors
+from triptych.parity import faults, rungs
+from triptych.parity import plan as plans
+from triptych.parity.observation import Observation, ShardWriter, wait_until, write_json, write_tensors
 from triptych.parity.plan import Plan
 from triptych.parity.subject import Subject, calibrate
 from triptych.parity.trajectory import FileTrajectory
@@ -49,8 +48,7 @@ def _weights(run_directory: Path, plan: Plan, framework: str, weights: Weights) 
     if framework == plan.frameworks[0] and not path.exists():
         subject = Subject(framework, plan, weights, precision="float64")
         write_tensors(path, calibrate(subject, plans.forward_images(plan)))
-    while not path.exists():
-        time.sleep(POLL_SECONDS)
+    wait_until(path.exists)
     return load_file(path)
 
 
@@ -92,12 +90,14 @@ def _context(subject: Subject, plan: Plan) -> Iterator[Observation]:
         yield float32_logits(Subject(subject.framework, plan, subject.weights, precision="float32"))
     if plan.precision == "float32":
         images = plans.forward_images(plan).astype("float32")
-        model = subject.room.create_model(plan.spec, initialize.initial_weights(plan.spec, plan.seed), precision="float32", device=plan.device)
+        model = subject.room.create_model(
+            plan.spec, initialize.initial_weights(plan.spec, plan.seed), precision="float32", device=plan.device
+        )
         logits = model.predict(images)
         yield Observation(3, "context", "random initialization", logits)
         # PyTorch runs the same kernels' two layouts on a CPU; where a framework has one layout only, its noise is not measured.
         other = getattr(model, "predict_channels_last", None)
-        yield Observation(3, "context", "layout noise", np.abs(other(images) - logits).max() if other else np.float32(-1))
+        yield Observation(3, "context", "layout noise", np.asarray(np.abs(other(images) - logits).max() if other else -1.0))
 
 
 def float32_logits(subject: Subject) -> Observation:

@@ -77,7 +77,9 @@ def evidence(pipeline: Pipeline) -> Evidence:
     """Run or reuse every step. UsageError unless two frameworks or more are installed."""
     frameworks = tuple(contract.installed())
     if len(frameworks) < 2:
-        raise UsageError(f"a report compares frameworks; installed: {', '.join(frameworks) or 'none'}. Install them with: pip install 'triptych[all]'")
+        raise UsageError(
+            f"a report compares frameworks; installed: {', '.join(frameworks) or 'none'}. Install them with: pip install 'triptych[all]'"
+        )
     certificate = _certificate(pipeline, frameworks)
     tables = tuple(gather.fault_table(_planted(pipeline, name, frameworks)) for name in PLANTED)
     short = _training(pipeline, "short_training", SHORT, frameworks, sketches=True)
@@ -100,7 +102,10 @@ def _commands() -> dict[str, str]:
 
 
 def _train_command(settings: dict[str, Any]) -> str:
-    flags = f"--epochs {settings['epochs']} --batch-size {settings['batch_size']} --learning-rate {settings['peak']} --precision {settings['precision']}"
+    flags = " ".join(
+        f"--{flag} {settings[key]}"
+        for flag, key in (("epochs", "epochs"), ("batch-size", "batch_size"), ("learning-rate", "peak"), ("precision", "precision"))
+    )
     return f"triptych train {TRAINED} --framework all --data digits {flags} --out RUN"
 
 
@@ -140,7 +145,9 @@ def _training(pipeline: Pipeline, name: str, settings: dict[str, Any], framework
 
 def _job(settings: dict[str, Any], sketches: bool) -> Job:
     source = Job(TRAINED, "digits", standard_recipe(samples=1, epochs=1, batch_size=1, peak=0.1)[0], 1).source("train")
-    recipe, steps = standard_recipe(samples=len(source), epochs=settings["epochs"], batch_size=settings["batch_size"], peak=settings["peak"])
+    recipe, steps = standard_recipe(
+        samples=len(source), epochs=settings["epochs"], batch_size=settings["batch_size"], peak=settings["peak"]
+    )
     return Job(TRAINED, "digits", recipe, steps, settings["precision"], keep_sketches=sketches)
 
 
@@ -152,7 +159,9 @@ def _apart(directory: Path, names: list[str]) -> dict[str, list[float]]:
     """Per pair of runs, how far their weights are apart after each step; empty without sketches."""
     from safetensors.numpy import load_file
 
-    held = {name: load_file(directory / name / "sketches.safetensors") for name in names if (directory / name / "sketches.safetensors").exists()}
+    held = {
+        name: load_file(directory / name / "sketches.safetensors") for name in names if (directory / name / "sketches.safetensors").exists()
+    }
     return {f"{a} / {b}": _weight_difference(held[a], held[b]) for a, b in itertools.combinations(held, 2)}
 
 

@@ -58,7 +58,9 @@ class Job:
         return hashlib.sha256(json.dumps(self.to_json(), sort_keys=True).encode()).hexdigest()
 
 
-def standard_recipe(*, samples: int, epochs: float, batch_size: int, peak: float, warmup_epochs: float = 1.0, seed: int = 0, **changes: Any) -> tuple[Recipe, int]:
+def standard_recipe(
+    *, samples: int, epochs: float, batch_size: int, peak: float, warmup_epochs: float = 1.0, seed: int = 0, **changes: Any
+) -> tuple[Recipe, int]:
     """SGD with Nesterov momentum, warmup and cosine to zero over `epochs`, and the number of steps it takes.
 
     The usual CIFAR recipe of He et al. 2015 with a cosine in place of steps; `changes` replaces fields of `Recipe`.

@@ -42,7 +42,7 @@ def main(run: Path, framework: str) -> None:
     """The worker's side: train the run's job, one line of progress a step."""
 
     def show(step: int, steps: int, loss: float) -> None:
-        print(f"{framework}: step {step} of {steps}, loss {loss:.4f}")
+        pass
 
     train(jobs.describe(run), framework, run / framework, show)
 

@@ -1,0 +1,94 @@
+"""The stream between workers and comparer: in order, bounded, complete or an error."""
+
+from __future__ import annotations
+
+import threading
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from triptych.core.contract import TrainingState
+from triptych.core.errors import TriptychError
+from triptych.parity import observation
+from triptych.parity.observation import Observation, ShardReader, ShardWriter
+from triptych.parity.trajectory import FileTrajectory, flatten, unflatten
+
+
+def many(count: int) -> list[Observation]:
+    return [Observation(3, "activation", f"layer{i}", np.full((64, 64), float(i)), step=i) for i in range(count)]
+
+
+def test_what_is_written_is_read_in_order_and_deleted(tmp_path: Path) -> None:
+    writer = ShardWriter(tmp_path)
+    scalar = Observation(4, "counter", "num_batches_tracked", np.asarray(7, np.int64), fault="f")
+    for each in [*many(5), scalar]:
+        writer.write(each)
+    writer.close({"device": "cpu"})
+    reader = ShardReader(tmp_path)
+    read = list(reader)
+    assert [o.key for o in read] == [o.key for o in [*many(5), scalar]]
+    assert read[-1].value.shape == ()
+    assert read[-1].value.dtype == np.int64
+    assert reader.summary["device"] == "cpu"
+    assert not list(tmp_path.glob("[0-9]*"))
+
+
+def test_a_writer_waits_for_its_reader_so_that_the_disk_stays_bounded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(observation, "SHARD_BYTES", 32 * 1024)
+    monkeypatch.setattr(observation, "PENDING_BYTES", 128 * 1024)
+    writer, peak, read = ShardWriter(tmp_path), 0, 0
+
+    def write() -> None:
+        for each in many(40):
+            writer.write(each)
+        writer.close({})
+
+    thread = threading.Thread(target=write)
+    thread.start()
+    time.sleep(0.3)
+    assert thread.is_alive(), "the writer did not wait although nobody read"
+    for _ in ShardReader(tmp_path):
+        read += 1
+        peak = max(peak, sum(path.stat().st_size for path in tmp_path.glob("[0-9]*.safetensors") if path.exists()))
+    thread.join()
+    assert read == 40
+    assert peak <= (128 + 2 * 40) * 1024
+
+
+def test_a_worker_that_dies_is_an_error_not_an_endless_wait(tmp_path: Path) -> None:
+    writer = ShardWriter(tmp_path)
+    writer.write(many(1)[0])
+    writer.flush()
+    reader = iter(ShardReader(tmp_path, alive=lambda: False))
+    assert next(reader).name == "layer0"
+    with pytest.raises(TriptychError, match="without finishing"):
+        next(reader)
+
+
+def state(step: int) -> TrainingState:
+    return TrainingState({"fc.weight": np.full(3, step + 0.5)}, {"momentum": {"fc.weight": np.ones(3)}}, {"fc.weight": np.zeros(3)}, step)
+
+
+def test_a_training_state_survives_flattening() -> None:
+    again = unflatten(flatten(state(4)), 4)
+    assert (again.weights["fc.weight"] == 4.5).all()
+    assert list(again.slots) == ["momentum"]
+    assert again.step == 4
+
+
+def test_a_trajectory_holds_one_state_at_a_time_and_waits_for_every_reader(tmp_path: Path) -> None:
+    writer = FileTrajectory(tmp_path, "pytorch", ("jax", "tensorflow"), replays=False, keep=False)
+    readers = [FileTrajectory(tmp_path, name, (), replays=True, keep=False) for name in writer.readers]
+    writer.write("sgd", 0, state(0))
+    thread = threading.Thread(target=lambda: (writer.write("sgd", 1, state(1)), writer.close()))
+    thread.start()
+    assert readers[0].read("sgd", 0).weights["fc.weight"][0] == 0.5
+    time.sleep(0.1)
+    assert not (tmp_path / "sgd-001.safetensors").exists(), "written before every reader had the one before"
+    readers[1].read("sgd", 0)
+    for reader in readers:
+        assert reader.read("sgd", 1).weights["fc.weight"][0] == 1.5
+    thread.join(timeout=5)
+    assert not list(tmp_path.iterdir())
