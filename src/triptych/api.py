@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -17,7 +18,7 @@ from triptych.core.spec import Spec
 class ZooModel:
     """A catalogued model in one framework. Numpy in, numpy out; `native` is the framework's own object, yours to use."""
 
-    def __init__(self, model: Model, provenance: dict[str, Any] | None = None, labels: list[str] | None = None) -> None:
+    def __init__(self, model: Model, provenance: dict[str, Any] | None = None, labels: Sequence[str] | None = None) -> None:
         self.model = model
         self.provenance = provenance or {}
         self.labels = labels
@@ -76,7 +77,7 @@ def create_model(
 
     Raises UsageError (name, option, framework, device), FrameworkMissing (with the pip line), InputRefused (checkpoint).
     """
-    contract.framework(framework)
+    contract.check_installed(framework)
     contract.check_precision(precision)
     contract.check_device(device)
     if head not in ("keep", "new"):
@@ -88,33 +89,37 @@ def create_model(
 
 def _state(
     name: str, weights: str | Path | None, seed: int, head: str, precision: str, options: dict[str, Any]
-) -> tuple[Spec, Weights, dict[str, Any], list[str] | None]:
+) -> tuple[Spec, Weights, dict[str, Any], Sequence[str] | None]:
+    """Spec, canonical weights, provenance and labels of the model that `create_model` was asked for."""
     if weights is None:
         spec = catalog.get_spec(name, **options)
         return spec, initialize.initial_weights(spec, seed, precision), {"initialized": {"seed": seed}}, None
-    stored = _stored_spec(name, Path(weights), options)
+    path = checkpoint.directory_of(weights)
+    stored, loaded, labels = _stored(name, path, precision, head, options)
     spec = catalog.with_options(stored, **options)
-    source = checkpoint.load_weights(Path(weights), stored, precision=precision) if head == "new" else None
-    if source is None:
-        loaded = checkpoint.load_weights(Path(weights), spec, precision=precision)
-        return spec, loaded, {"loaded_from": Path(weights).name}, _labels(Path(weights))
-    fresh = initialize.initial_weights(spec, seed, precision)
-    kept = {key: value for key, value in source.items() if key.rpartition(".")[0] != spec.head}
-    return spec, {**fresh, **kept}, {"backbone_from": Path(weights).name, "new_head": {"seed": seed}}, None
+    if head == "keep":
+        if spec.num_classes != stored.num_classes:
+            raise UsageError(f"{path} has {stored.num_classes} classes, not {spec.num_classes}; head='new' draws a new classifier")
+        checkpoint.validate(spec, loaded, path)
+        return spec, loaded, {"loaded_from": path.name}, labels
+    kept = {key: value for key, value in loaded.items() if key.rpartition(".")[0] != spec.head}
+    merged = {**initialize.initial_weights(spec, seed, precision), **kept}
+    checkpoint.validate(spec, merged, path)
+    return spec, merged, {"backbone_from": path.name, "new_head": {"seed": seed}}, None
 
 
-def _stored_spec(name: str, weights: Path, options: dict[str, Any]) -> Spec:
-    """The spec of the checkpoint's config; a bare safetensors file has none and takes the catalogue's."""
-    if not weights.is_dir():
-        return catalog.get_spec(name, **options)
-    stored = checkpoint.load(weights).spec
-    if stored.name != name:
-        raise UsageError(f"{weights} holds a {stored.name}, not a {name}")
-    return stored
+def _stored(name: str, path: Path, precision: str, head: str, options: dict[str, Any]) -> tuple[Spec, Weights, Sequence[str] | None]:
+    """Spec, weights and labels of a checkpoint. A bare safetensors file has no config: it is held to the catalogue's spec.
 
-
-def _labels(weights: Path) -> list[str] | None:
-    return checkpoint.load(weights).labels if weights.is_dir() else None
+    With a new head `num_classes` is that of the new one, and the file's own is the catalogue's.
+    """
+    if path.is_dir():
+        stored = checkpoint.load(path, precision=precision)
+        if stored.spec.name != name:
+            raise UsageError(f"{path} holds a {stored.spec.name}, not a {name}")
+        return stored.spec, stored.weights, stored.labels
+    spec = catalog.get_spec(name, **{key: value for key, value in options.items() if head == "keep" or key != "num_classes"})
+    return spec, checkpoint.load_weights(path, spec, precision=precision), None
 
 
 def assert_equal(a: ZooModel, b: ZooModel) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import fnmatch
+import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -106,11 +107,14 @@ def get_spec(name: str, **options: Any) -> Spec:
 
 
 def _closest(name: str) -> str | None:
-    """The catalogued name that was probably meant: the first that `name` begins, else the most similar; None when none is."""
+    """The catalogued name most similar to `name`, of equals the one that begins alike, then the first; None when none is close."""
     import difflib
 
-    begun = [known for known in CATALOG if name and known.startswith(name)]
-    return next(iter(begun or difflib.get_close_matches(name, CATALOG, n=1)), None)
+    def likeness(known: str) -> tuple[float, int]:
+        return difflib.SequenceMatcher(None, name, known).ratio(), len(os.path.commonprefix([name, known]))
+
+    best = max(CATALOG, key=likeness)
+    return best if likeness(best)[0] >= 0.6 else None
 
 
 def with_options(spec: Spec, **options: Any) -> Spec:
@@ -134,12 +138,17 @@ def allowed_options(spec: Spec) -> tuple[str, ...]:
 
 def _check(name: str, option: str, value: Any) -> None:
     if option == "dropout":
-        if not 0.0 <= value < 1.0:
+        if not isinstance(value, (int, float)) or not 0.0 <= value < 1.0:
             raise UsageError(f"{name}: dropout={value!r} is not in [0, 1)")
-        return
-    values = value if option == "hidden" else (value,)
-    if not values or any(not isinstance(v, int) or isinstance(v, bool) or v < 1 for v in values):
-        raise UsageError(f"{name}: {option}={value!r} must be a positive integer" + (" or several" if option == "hidden" else ""))
+    elif option == "hidden":
+        if not isinstance(value, (list, tuple)) or not value or not all(map(_positive, value)):
+            raise UsageError(f"{name}: hidden={value!r} must be one positive integer or several, as a tuple")
+    elif not _positive(value):
+        raise UsageError(f"{name}: {option}={value!r} must be a positive integer")
+
+
+def _positive(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and value > 0
 
 
 def _fitted(spec: Spec) -> Preprocessing:

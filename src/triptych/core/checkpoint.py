@@ -99,15 +99,19 @@ def load_weights(path: str | os.PathLike[str], spec: Spec, *, precision: str | N
     Number of classes, channels and image size may differ from the checkpoint's config as long as every tensor fits; anything
     else that the config says differently (BatchNorm's epsilon, strides) is refused, because the tensors would compute something else.
     """
-    path = Path(path)
-    if path.name == MODEL and os.path.exists(path.parent / storage.MANIFEST):
-        path = path.parent
+    path = directory_of(path)
     if os.path.isfile(path):
         return _converted(_checked_weights(spec, storage.read_regular(path), path), precision)
     checkpoint = load(path)
     validate(spec, checkpoint.weights, f"{path / MODEL} (a {checkpoint.spec.name})")
     _check_same_model(spec, checkpoint.spec, path / CONFIG)
     return _converted(checkpoint.weights, precision)
+
+
+def directory_of(path: str | os.PathLike[str]) -> Path:
+    """The checkpoint directory when `path` is the model file in it; any other path as it is."""
+    path = Path(path)
+    return path.parent if path.name == MODEL and os.path.exists(path.parent / storage.MANIFEST) else path
 
 
 def save_training_state(

@@ -47,7 +47,7 @@ def read(path: str | os.PathLike[str]) -> Any:
     if not head.startswith((_ZIP, *_PICKLE)):
         raise InputRefused(f"{path} is neither a PyTorch checkpoint nor a safetensors file (it begins with {head[:8]!r})")
     room = contract.load("pytorch")
-    return importlib.import_module(f"{room.__name__}.checkpoint_file").read(path)
+    return importlib.import_module(f"{room.__name__}.weights").read_file(path)
 
 
 def _check_file(path: Path) -> None:

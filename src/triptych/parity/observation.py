@@ -69,7 +69,7 @@ class ShardWriter:
         self.count, self.bytes, self.pending = self.count + 1, 0, []
 
     def _wait_for_room(self) -> None:
-        wait_until(lambda: _bytes_in(self.directory) <= PENDING_BYTES)
+        wait_until(lambda: bytes_in(self.directory, "[0-9]*.safetensors") <= PENDING_BYTES)
 
     def close(self, summary: dict[str, object]) -> None:
         """Flush and leave `done.json`, which ends the stream."""
@@ -77,10 +77,10 @@ class ShardWriter:
         write_json(self.directory / "done.json", {**summary, "shards": self.count})
 
 
-def _bytes_in(directory: Path) -> int:
-    """Size of the shards that wait to be read; one that is deleted meanwhile counts nothing."""
+def bytes_in(directory: Path, pattern: str) -> int:
+    """Size of the files that match; one that is deleted meanwhile counts nothing."""
     total = 0
-    for path in directory.glob("[0-9]*.safetensors"):
+    for path in directory.glob(pattern):
         with contextlib.suppress(FileNotFoundError):
             total += path.stat().st_size
     return total

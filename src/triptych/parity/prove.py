@@ -6,6 +6,7 @@ import contextlib
 import os
 import subprocess
 import sys
+import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -18,7 +19,7 @@ from triptych.core.errors import TriptychError, UsageError
 from triptych.core.initialize import Weights
 from triptych.parity import plan as plans
 from triptych.parity.compare import Comparer, Comparison, divergence, free_run_row, rung_rows
-from triptych.parity.observation import ShardReader, write_json, write_tensors
+from triptych.parity.observation import ShardReader, bytes_in, write_json, write_tensors
 from triptych.parity.plan import Plan
 
 Progress = Callable[[str], None]
@@ -34,6 +35,8 @@ class Proof:
     comparer: Comparer
     summaries: dict[str, dict[str, Any]]
     weights: Weights
+    peak_disk_bytes: int
+    seconds: float
 
     @property
     def rows(self) -> list[dict[str, Any]]:
@@ -59,6 +62,7 @@ def prove(plan: Plan, weights: Weights | None, run: Path, progress: Progress = l
     """
     if len(plan.frameworks) < 2:
         raise UsageError("a proof needs two frameworks or more; name them with --frameworks pytorch,jax")
+    started = time.perf_counter()
     run.mkdir(parents=True)
     write_json(run / "plan.json", plan.to_json())
     given = weights if weights is not None else initialize.parity_weights(plan.spec, plan.seed, plan.precision)
@@ -66,9 +70,10 @@ def prove(plan: Plan, weights: Weights | None, run: Path, progress: Progress = l
     comparer = Comparer(plan, keep=keep)
     with workers(plan, run) as processes:
         readers = {name: ShardReader(run / name, alive(process)) for name, process in processes.items()}
-        _watch(comparer.consume(readers), plan, progress)
+        peak = _watch(comparer.consume(readers), plan, run, progress)
     used = plans.load(run)[1] if not plan.calibrate else _load(run / "weights.safetensors")
-    proof = Proof(plan, comparer, {name: reader.summary for name, reader in readers.items()}, used)
+    summaries = {name: reader.summary for name, reader in readers.items()}
+    proof = Proof(plan, comparer, summaries, used, peak, time.perf_counter() - started)
     write_json(run / "comparison.json", {"schema": 1, "tensors": [asdict(c) for c in comparer.comparisons]})
     if comparer.first_tensors:
         write_tensors(run / "first_divergence.safetensors", comparer.first_tensors)
@@ -81,9 +86,14 @@ def _load(path: Path) -> Weights:
     return load_file(path)
 
 
-def _watch(comparisons: Iterator[Comparison], plan: Plan, progress: Progress) -> None:
+def _watch(comparisons: Iterator[Comparison], plan: Plan, run: Path, progress: Progress) -> int:
+    """Drive the comparison to its end; the most bytes that the run directory held at a glance."""
+    peak = 0
     for count, comparison in enumerate(comparisons, start=1):
-        progress(f"{plan.spec.name} {plan.precision}: rung {comparison.rung}, step {comparison.step}, {count} tensors compared")
+        if count % 20 == 1:
+            peak = max(peak, bytes_in(run, "**/*"))
+            progress(f"{plan.spec.name} {plan.precision}: rung {comparison.rung}, step {comparison.step}, {count} tensors compared")
+    return peak
 
 
 @contextlib.contextmanager
@@ -141,9 +151,15 @@ def certificate(model: str, proofs: list[Proof]) -> dict[str, Any]:
         "rungs": [row for proof in proofs for row in proof.rows],
         "first_divergence": divergence(first.plan, first.comparer.first) if first else None,
         "context": next((c for c in map(_context, proofs) if c), None),
+        "resources": {proof.plan.precision: _resources(proof) for proof in proofs},
         "versions": {name: summary.get("versions", {}) for name, summary in proofs[0].summaries.items()},
         "environment": environment.environment(),
     }
+
+
+def _resources(proof: Proof) -> dict[str, Any]:
+    memory = {name: summary.get("peak_memory_bytes") for name, summary in proof.summaries.items()}
+    return {"seconds": round(proof.seconds, 1), "peak_disk_bytes": proof.peak_disk_bytes, "peak_memory_bytes": memory}
 
 
 def _context(proof: Proof) -> dict[str, Any] | None:

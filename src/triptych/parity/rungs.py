@@ -170,14 +170,20 @@ def sketch(value: np.ndarray) -> np.ndarray:
 
 def scaled_error(a: np.ndarray, b: np.ndarray) -> float:
     """Largest absolute difference over the larger of the two largest magnitudes; 2, its maximum, for anything incomparable."""
-    if a.shape != b.shape:
+    return error_at_scale(a, b, max(magnitude(a), magnitude(b)))
+
+
+def error_at_scale(a: np.ndarray, b: np.ndarray, scale: float) -> float:
+    """`scaled_error` with the larger of the two magnitudes already known."""
+    if a.shape != b.shape or not np.isfinite(scale):
         return 2.0
-    if a.size == 0 or (a.dtype == b.dtype and np.array_equal(a, b)):
-        return 0.0
-    wide_a, wide_b = np.asarray(a, np.float64), np.asarray(b, np.float64)
-    scale = max(float(np.abs(wide_a).max()), float(np.abs(wide_b).max()))
-    error = float(np.abs(wide_a - wide_b).max())
-    return min(2.0, error / scale) if np.isfinite(error) and np.isfinite(scale) else 2.0
+    difference = magnitude(np.subtract(a, b, dtype=np.float64))
+    return min(2.0, difference / scale) if difference else 0.0
+
+
+def magnitude(value: np.ndarray) -> float:
+    """The largest absolute value; not a number when one element is not, or when there is none: nothing equals nothing."""
+    return max(float(value.max()), -float(value.min())) if value.size else float("nan")
 
 
 def _intermediates(rung: int, spec: Spec, values: Weights) -> Iterator[Observation]:
@@ -243,8 +249,8 @@ def _cast(state: TrainingState, precision: str) -> TrainingState:
 
 
 def _get(values: Weights, name: str) -> np.ndarray:
-    """The tensor, or an empty one that equals nothing: a missing name is a divergence, not a crash."""
-    return values.get(name, np.empty((0, 0), np.float64))
+    """The tensor, or an empty one, which equals nothing, not even another: a missing name is a divergence, not a crash."""
+    return values.get(name, np.empty(0))
 
 
 _CLIMBERS = {

@@ -7,6 +7,7 @@ container or another machine that shares it. Globals of the framework (TF32, com
 from __future__ import annotations
 
 import dataclasses
+import resource
 import sys
 import traceback
 from collections.abc import Iterator
@@ -34,7 +35,8 @@ def run(run_directory: Path, framework: str) -> None:
         writer = ShardWriter(directory)
         weights = _weights(run_directory, plan, framework, weights)
         summary = _climb(run_directory, plan, framework, weights, writer)
-        writer.close({**summary, "versions": contract.load(framework).versions(), "device": plan.device})
+        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+        writer.close({**summary, "versions": contract.load(framework).versions(), "device": plan.device, "peak_memory_bytes": peak})
     except BaseException as error:
         write_json(directory / "error.json", {"message": f"{type(error).__name__}: {error}", "traceback": traceback.format_exc()})
         raise
@@ -77,7 +79,6 @@ def _climb(run_directory: Path, plan: Plan, framework: str, weights: Weights, wr
 def _free(subject: Subject, plan: Plan) -> Iterator[Observation]:
     if 8 in plan.rungs:
         for step, sketches in enumerate(rungs.free_run(subject, subject.weights)):
-            yield Observation(8, "free", "sketch", np.zeros(0), step)
             for number, value in enumerate(sketches):
                 yield Observation(8, "free", f"sketch {number}", value, step)
 

@@ -36,7 +36,9 @@ class Job:
         images = source.take(1).arrays(channels)[0]
         fitted = {"num_classes": len(source.classes), "in_channels": images.shape[3], "image_size": min(images.shape[1:3])}
         spec = catalog.get_spec(self.model, **{**fitted, **self.options})
-        return dataclasses.replace(spec, preprocessing=catalog.DIGITS) if source.name == "digits" and spec.in_channels == 1 else spec
+        if source.name == "digits" and spec.in_channels == 1:
+            return dataclasses.replace(spec, preprocessing=dataclasses.replace(catalog.DIGITS, crop=spec.image_size))
+        return spec
 
     def source(self, split: str) -> Source:
         """The images of a split, opened anew."""

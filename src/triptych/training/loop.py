@@ -28,6 +28,7 @@ def train(job: Job, framework: str, out: Path, progress: Progress = lambda step,
 
     Raises UsageError or InputRefused before the first step when model and data do not fit.
     """
+    out.mkdir(parents=True, exist_ok=True)
     source, test = job.source("train"), job.source("test")
     spec = job.spec(source)
     room = contract.load(framework)
