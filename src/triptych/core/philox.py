@@ -31,7 +31,7 @@ def uniform(stream: str, shape: tuple[int, ...]) -> Float:
 
 def normal(stream: str, shape: tuple[int, ...]) -> Float:
     """Standard normal, by the quantile function."""
-    return normal_quantile(uniform(stream, shape))
+    return normal_quantile(uniform(stream, shape).ravel()).reshape(shape)
 
 
 def permutation(stream: str, size: int) -> NDArray[np.int64]:

@@ -61,12 +61,14 @@ FLOAT64: dict[tuple[int, str], float] = {
     (6, "adamw_weight"): UPDATE,
     (6, "adamw_ema"): UPDATE,
     (6, "statistics"): EXACT,
+    (6, "statistics_ema"): UPDATE,
     (6, "counter"): EXACT,
     (7, "loss"): STEP,
     (7, "momentum"): STEP,
     (7, "sgd_weight"): STEP,
     (7, "sgd_ema"): STEP,
     (7, "statistics"): STEP,
+    (7, "statistics_ema"): STEP,
     (7, "counter"): EXACT,
     # AdamW divides by vanishing second moments: its gradients and moments are held as gradients are, and its weights to the
     # update that each framework's own recorded moments imply (compare.implied_update).

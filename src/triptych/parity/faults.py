@@ -50,6 +50,7 @@ class Fault:
     select: Select
     needs: str
     plant: Plant | None = None  # None: planted natively, by the rooms' `faults.PLANTINGS[name]`
+    shows: Select | None = None  # the layer where it shows first, when that is not the layer it is planted in
 
 
 class LeftClean(Exception):
@@ -58,10 +59,11 @@ class LeftClean(Exception):
 
 @dataclass(frozen=True, slots=True)
 class Planted:
-    """A fault bound to a layer of one spec."""
+    """A fault bound to a layer of one spec, and the layer that the ladder must name."""
 
     fault: Fault
     layer: str
+    named: str
 
     @property
     def name(self) -> str:
@@ -117,6 +119,14 @@ def _flattened_channels(spec: Spec) -> str | None:
 def _shortcut(spec: Spec) -> str | None:
     names = (layer.name for layer in spec.layers() if layer.op == "pad_shortcut" or layer.name.endswith("downsample.0"))
     return next(names, None)
+
+
+def _before_shortcut(spec: Spec) -> str | None:
+    """The last layer with parameters before the shortcut's block: what a gradient that stops in the shortcut misses first."""
+    names = [layer.name for layer in spec.layers() if any(tensor.trainable for tensor in layer.tensors())]
+    block = (_shortcut(spec) or "").partition(".downsample")[0]
+    start = next((i for i, name in enumerate(names) if name.startswith(f"{block}.")), 0)
+    return names[start - 1] if block and start else None
 
 
 def _image_files(spec: Spec) -> str | None:
@@ -242,7 +252,8 @@ FAULTS: tuple[Fault, ...] = (
     Fault("label_smoothing_other_classes", 17, "smoothing mass on the other classes only", 5, _anywhere, "a loss"),
     Fault("loss_float32", 31, "the loss computed in float32", 5, _anywhere, "a loss"),
     Fault("loss_sum", 29, "the loss summed in place of averaged", 5, _anywhere, "a loss"),
-    Fault("gradient_stopped_shortcut", 33, "no gradient through a shortcut", 5, _shortcut, "a shortcut that changes shape"),
+    Fault("gradient_stopped_shortcut", 33, "no gradient through a shortcut", 5, _shortcut, "a shortcut that changes shape",
+          shows=_before_shortcut),
     Fault("momentum_convention", 12, "Keras' momentum: the learning rate inside the velocity", 6, _anywhere, "an optimizer"),
     Fault("nesterov_formula", 13, "a wrong Nesterov update", 6, _anywhere, "an optimizer"),
     Fault("nesterov_missing", 13, "plain momentum in place of Nesterov", 6, _anywhere, "an optimizer", _no_nesterov),
@@ -277,14 +288,14 @@ def find(name: str, spec: Spec) -> Planted:
     Raises UsageError for an unknown name, or when the spec cannot express it.
     """
     if ":" in name:
-        return Planted(Fault(name, 0, "planted from outside", 7, _anywhere, "", _external(name)), "")
+        return Planted(Fault(name, 0, "planted from outside", 7, _anywhere, "", _external(name)), "", "")
     fault = next((row for row in FAULTS if row.name == name), None)
     if fault is None:
         raise UsageError(f"unknown fault {name!r}; choose from {', '.join(row.name for row in FAULTS)}, all, or FILE:function")
     layer = fault.select(spec)
     if layer is None:
         raise UsageError(f"{spec.name} cannot express the fault {name!r}: it has no {fault.needs}")
-    return Planted(fault, layer)
+    return Planted(fault, layer, (fault.shows(spec) or layer) if fault.shows else layer)
 
 
 def expressible(spec: Spec) -> tuple[list[str], dict[str, str]]:

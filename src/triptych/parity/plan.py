@@ -39,7 +39,7 @@ class Plan:
     training_batch: int = 4
     steps: int = 10
     adamw_steps: int = 3
-    free_steps: int = 8
+    free_steps: int = 6
     perturbations: int = 5
     sgd: Recipe = SGD_RECIPE
     adamw: Recipe = ADAMW_RECIPE

@@ -79,7 +79,7 @@ def _row(planted: faults.Planted, framework: str) -> dict[str, Any]:
     return {
         "name": planted.name, "framework": framework, "caught": False, "rung": None, "tensor": None, "error": None, "tolerance": None,
         "float32_forward_error": None, "numerics": planted.fault.numerics, "cause": planted.fault.cause,
-        "expected_rung": planted.rung if planted.fault.numerics else None, "planted_layer": planted.layer,
+        "expected_rung": planted.rung if planted.fault.numerics else None, "planted_layer": planted.layer, "expected_layer": planted.named,
     }  # fmt: skip
 
 
@@ -108,9 +108,9 @@ def _conclude(row: dict[str, Any], plan: Plan) -> None:
     """Was it caught where it should be, and would the customary check have missed it?"""
     layer = layer_of(plan, row["tensor"] or "")
     row["layer"] = layer
-    planted = row["planted_layer"]
+    expected = row["expected_layer"]
     row["right_rung"] = row["caught"] and row["expected_rung"] in (None, row["rung"])
-    row["right_layer"] = row["caught"] and (not planted or layer == planted or (layer or "").startswith(f"{planted}."))
+    row["right_layer"] = row["caught"] and (not expected or layer == expected or (layer or "").startswith(f"{expected}."))
     error = row["float32_forward_error"]
     # A fault that breaks the float32 pass altogether is not missed by anybody.
     row["missed_by_customary_check"] = error is not None and error <= tolerance.CUSTOMARY_FORWARD_CHECK
@@ -120,7 +120,7 @@ def table(result: dict[str, Any]) -> str:
     """The fault table as text."""
     lines = [f"clean: {result['clean']}", f"{'fault':<38}{'framework':<12}{'caught':<8}{'rung':<6}{'error':>10}  first diverging tensor"]
     for row in result["faults"]:
-        note = "" if row["right_rung"] and row["right_layer"] else f"  <-- expected rung {row['expected_rung']}, {row['planted_layer']}"
+        note = "" if row["right_rung"] and row["right_layer"] else f"  <-- expected rung {row['expected_rung']}, {row['expected_layer']}"
         error = f"{row['error']:.1e}" if row["error"] is not None else "-"
         lines.append(
             f"{row['name']:<38}{row['framework']:<12}{'yes' if row['caught'] else 'NO':<8}{row['rung'] or '-'!s:<6}{error:>10}  "

@@ -213,7 +213,8 @@ def _state(rung: int, subject: Subject, kind: str, state: TrainingState, step: i
         group = {"running_mean": "statistics", "running_var": "statistics", "batch_counter": "counter"}.get(tensor.kind, f"{kind}_weight")
         yield Observation(rung, group, f"{kind} {tensor.name}", _get(state.weights, tensor.name), step)
         if recipe.ema_decay is not None and tensor.kind != "batch_counter":
-            yield Observation(rung, f"{kind}_ema", f"{kind} ema {tensor.name}", _get(state.ema, tensor.name), step)
+            averaged = f"{kind}_ema" if tensor.trainable else "statistics_ema"
+            yield Observation(rung, averaged, f"{kind} ema {tensor.name}", _get(state.ema, tensor.name), step)
 
 
 def _arbitrary_state(subject: Subject, kind: str, step: int) -> TrainingState:
