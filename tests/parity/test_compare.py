@@ -9,10 +9,10 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
 from triptych.core import catalog, philox, tolerance
-from triptych.parity.compare import NOTHING_IN_COMMON, Comparer, free_run_row, implied_update, layer_of, rung_rows, worst_pair
+from triptych.core.difference import NOTHING_IN_COMMON, scaled_error
+from triptych.parity.compare import Comparer, free_run_row, implied_update, layer_of, rung_rows, worst_pair
 from triptych.parity.observation import Observation
 from triptych.parity.plan import Plan
-from triptych.parity.rungs import scaled_error
 
 SPEC = catalog.tiny(catalog.get_spec("resnet20"))
 PLAN = Plan(SPEC, ("pytorch", "jax"), "float64")

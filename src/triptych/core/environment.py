@@ -69,10 +69,15 @@ def environment() -> dict[str, Any]:
         "cpu": cpu(),
         "accelerators": accelerators(),
         "memory_bytes": memory_bytes(),
-        "variables": {name: _without_paths(os.environ[name]) for name in VARIABLES if name in os.environ},
+        "variables": variables(),
         "versions": versions(),
         "triptych": triptych(),
     }
+
+
+def variables() -> dict[str, str]:
+    """Those environment variables that are set and change speed or the last bits of a result; paths in them are left out."""
+    return {name: _without_paths(os.environ[name]) for name in VARIABLES if name in os.environ}
 
 
 def versions() -> dict[str, str]:

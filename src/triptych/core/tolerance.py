@@ -2,7 +2,7 @@
 
 float64 separates a wrong formula from rounding by ten orders of magnitude, so its bounds are fixed. float32 bounds are
 measured: `MARGIN` times the largest error of one framework against its own float64 over five input seeds, written to
-`noise.json` by `triptych parity MODEL --calibrate` and never typed.
+`noise.json` by `triptych parity MODEL --calibrate` and never typed. `numerics N`, here and elsewhere, is row N of docs/numerics.md.
 """
 
 from __future__ import annotations

@@ -11,14 +11,13 @@ from typing import Any
 import numpy as np
 
 from triptych.core import recipe, tolerance
+from triptych.core.difference import NOTHING_IN_COMMON, error_at_scale, magnitude, scaled_error
 from triptych.core.recipe import AdamW
 from triptych.parity.observation import Observation
 from triptych.parity.plan import Plan
-from triptych.parity.rungs import RUNGS, error_at_scale, magnitude, scaled_error
+from triptych.parity.rungs import RUNGS
 
 Values = dict[str, np.ndarray]
-NOTHING_IN_COMMON = 2.0
-"""The largest scale-relative error there is: shapes differ, a tensor is missing, or a value is not finite."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,7 +88,7 @@ class Comparer:
         error, pair = worst_pair(self._compared(head, values))
         scale = max(magnitude(value) for value in values.values())
         # A checksum tells later runs apart; at the size of a training state a cryptographic hash would cost more than the proof.
-        checksums = {name: f"{zlib.crc32(np.asarray(value, order='C').reshape(-1).view(np.uint8)):08x}" for name, value in values.items()}
+        checksums = {name: f"{zlib.crc32(value.tobytes()):08x}" for name, value in values.items()}
         finite = scale if np.isfinite(scale) else 0.0
         comparison = Comparison(head.rung, head.step, head.group, head.name, error, bound, pair, finite, checksums)
         return self._remember(comparison, values)
@@ -171,7 +170,7 @@ def rung_rows(plan: Plan, comparisons: list[Comparison], pairs: int) -> list[dic
             "number": rung.number, "name": rung.name, "precision": plan.precision, "worst_error": worst.error,
             "tolerance": worst.tolerance, "tensor": worst.tensor, "group": worst.group, "pair": list(worst.pair),
             "passed": all(c.passed for c in mine), "tensors": len({c.tensor for c in mine}), "pairs": pairs,
-            "steps": {7: plan.steps, 6: 2}.get(rung.number, 1), "image_size": spec.image_size, "batch_size": batch,
+            "steps": plan.steps if rung.number == 7 else 1, "image_size": spec.image_size, "batch_size": batch,
             "groups": _groups(mine),
         })  # fmt: skip
     return rows

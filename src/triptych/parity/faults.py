@@ -1,6 +1,6 @@
 """Plant one realistic porting fault at a time, in one framework at a time: the proof must be able to fail.
 
-Every row names the cause in the terms of the project's numerics table, the rung that must catch it and the layer it sits in.
+Every row names its cause (a row of docs/numerics.md), the rung that must catch it and the layer it sits in.
 Faults of plain data (weights, recipe, boxes) are planted here, on the `Subject`; faults of native code stand in each room's
 `faults.py` under the same names. The models themselves know nothing of faults.
 
@@ -279,7 +279,7 @@ NOT_EXPRESSIBLE: dict[int, str] = {
     34: "layout noise: the yardstick of float32 claims, not a fault",
     35: "thread counts: recorded with every result, not a fault",
 }
-"""Rows of the numerics table that nothing in the catalogue can express, with the reason."""
+"""Rows of docs/numerics.md that nothing in the catalogue can express, with the reason."""
 
 
 def find(name: str, spec: Spec) -> Planted:

@@ -19,7 +19,7 @@ from triptych.core.spec import Preprocessing, Spec, from_dict, to_dict
 
 ALL_RUNGS = (1, 2, 3, 4, 5, 6, 7, 8)
 
-# Small rates keep the free run in the regime where divergence can be compared at all (numerics, "Rounding grows while training").
+# Small rates keep the free run in the regime where divergence can be compared at all (docs/numerics.md, "Rounding grows while training").
 SCHEDULE = Schedule(peak=2e-3, warmup_steps=4, total_steps=40)
 SGD_RECIPE = Recipe(SGD(momentum=0.9, nesterov=True, weight_decay=5e-4), SCHEDULE, global_batch_size=4, label_smoothing=0.1, ema_decay=0.9)
 ADAMW_RECIPE = Recipe(AdamW(weight_decay=1e-2), SCHEDULE, global_batch_size=4, label_smoothing=0.1, ema_decay=0.9)

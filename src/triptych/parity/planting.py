@@ -10,10 +10,11 @@ from typing import Any
 import numpy as np
 
 from triptych.core import catalog, tolerance
+from triptych.core.difference import NOTHING_IN_COMMON, scaled_error
 from triptych.core.errors import UsageError
 from triptych.core.spec import Spec
 from triptych.parity import faults
-from triptych.parity.compare import NOTHING_IN_COMMON, Comparer, Comparison, Values, layer_of
+from triptych.parity.compare import Comparer, Comparison, Values, layer_of
 from triptych.parity.observation import Observation, ShardReader, write_json, write_tensors
 from triptych.parity.plan import Plan
 from triptych.parity.prove import Progress, Proof, alive, prove, workers
@@ -87,12 +88,7 @@ def _judge(row: dict[str, Any], comparer: Comparer, kept: Kept, framework: str, 
     """Hold one observation of a planted framework against the partner's clean one; the first divergence decides the row."""
     clean = kept.get(("", *observation.key[1:]), {}).get(partner, np.empty((0, 0)))
     if observation.group == "context":
-        difference = (
-            np.abs(np.asarray(observation.value, np.float64) - clean).max() if clean.shape == observation.value.shape else NOTHING_IN_COMMON
-        )
-        row["float32_forward_error"] = (
-            float(difference / max(1e-300, float(np.abs(clean).max()))) if np.isfinite(difference) else NOTHING_IN_COMMON
-        )
+        row["float32_forward_error"] = scaled_error(observation.value, clean)
         return
     if row["caught"]:
         return

@@ -24,7 +24,7 @@ from triptych.parity.plan import Plan
 
 Progress = Callable[[str], None]
 PUBLISHED_ALGOPERF_DIFFERENCE = 2.68e-7
-"""AlgoPerf's published largest logit difference, ResNet-50, PyTorch against JAX, random initialization (guide, peers)."""
+"""AlgoPerf's published largest logit difference, ResNet-50, PyTorch against JAX, random initialization."""
 
 
 @dataclass(slots=True)
@@ -101,10 +101,11 @@ def workers(plan: Plan, run: Path) -> Iterator[dict[str, subprocess.Popen[bytes]
     """One process a framework; all are stopped on the way out, whatever happened."""
     processes: dict[str, subprocess.Popen[bytes]] = {}
     try:
+        settings = _environment(run, len(plan.frameworks))
         for framework in plan.frameworks:
+            command = [sys.executable, "-m", "triptych.parity.worker", str(run), framework]
             with (run / f"{framework}.log").open("wb") as log:
-                command = [sys.executable, "-m", "triptych.parity.worker", str(run), framework]
-                processes[framework] = subprocess.Popen(command, stdout=log, stderr=log, stdin=subprocess.DEVNULL, env=_environment(run))
+                processes[framework] = subprocess.Popen(command, stdout=log, stderr=log, stdin=subprocess.DEVNULL, env=settings)
         yield processes
     except TriptychError as error:
         failed = next((name for name in processes if (run / name / "error.json").exists()), None)
@@ -116,9 +117,14 @@ def workers(plan: Plan, run: Path) -> Iterator[dict[str, subprocess.Popen[bytes]
             process.wait()
 
 
-def _environment(run: Path) -> dict[str, str]:
-    """Worker processes own their globals: no TF32, no chatter, a compilation cache of their own."""
+def _environment(run: Path, workers_: int) -> dict[str, str]:
+    """Worker processes own their globals: no TF32, no chatter, a compilation cache of their own, and a fair share of the cores.
+
+    OpenMP threads of several workers that spin for each other's cores cost ten times the work; the caller's own setting wins.
+    """
+    share = max(1, (os.cpu_count() or 1) // workers_)
     settings = {
+        "OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", str(share)),
         "KERAS_BACKEND": "tensorflow",
         "TF_CPP_MIN_LOG_LEVEL": "3",
         "NVIDIA_TF32_OVERRIDE": "0",

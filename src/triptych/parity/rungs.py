@@ -14,6 +14,7 @@ import numpy as np
 
 from triptych.core import initialize, philox
 from triptych.core.contract import TrainingState
+from triptych.core.difference import scaled_error, sketch
 from triptych.core.initialize import Weights
 from triptych.core.spec import Spec
 from triptych.parity import plan as plans
@@ -24,7 +25,9 @@ from triptych.parity.trajectory import Trajectory
 # A probe shows a normalization layer data whose mean is this many standard deviations: E[x²] - E[x]² loses the square of it in
 # units of the last place, a two-pass variance only itself (numerics 7). In float32 less, so that something is left to compare.
 PROBE_OFFSET = {"float64": 400.0, "float32": 30.0}
-SKETCH = 4096
+# The step at which rung 6 looks: after warmup, where AdamW's bias corrections are far from 1 and from each other.
+MIDDLE = 5
+NOISE_PERIOD = 2**16
 
 
 @dataclass(frozen=True, slots=True)
@@ -115,13 +118,13 @@ def loss_and_gradients(subject: Subject) -> Iterator[Observation]:
 
 
 def optimizer_alone(subject: Subject) -> Iterator[Observation]:
-    """Rung 6: given identical gradients and state, the state after one update; for each recipe, at two learning rates."""
+    """Rung 6: given identical gradients and state in the middle of a run, the state after one update; for each recipe."""
     for kind in ("sgd", "adamw"):
-        for step in (1, 5):
-            trainer = subject.trainer_from(kind, _arbitrary_state(subject, kind, step))
-            gradients = {name: _noise(subject, f"gradient/{name}", like, 1e-2) for name, like in _parameters(subject).items()}
-            trainer.apply(gradients, subject.learning_rate(subject.plan.sgd.schedule, step))
-            yield from _state(6, subject, kind, trainer.state(), step)
+        trainer = subject.trainer_from(kind, _arbitrary_state(subject, kind, MIDDLE))
+        gradients = {name: _noise(subject, f"gradient/{name}", like, 1e-2) for name, like in _parameters(subject).items()}
+        trainer.apply(gradients, subject.learning_rate(subject.plan.sgd.schedule, MIDDLE))
+        del gradients
+        yield from _state(6, subject, kind, trainer.state(), MIDDLE)
 
 
 def synchronised_steps(subject: Subject, trajectory: Trajectory) -> Iterator[Observation]:
@@ -160,30 +163,6 @@ def self_divergence(subject: Subject) -> list[list[float]]:
         run = free_run(subject, initialize.one_ulp_away(subject.training_spec, subject.weights, number))
         curves.append([max(map(scaled_error, now, then)) for now, then in zip(run, base, strict=True)])
     return curves
-
-
-def sketch(value: np.ndarray) -> np.ndarray:
-    """At most `SKETCH` elements of a tensor at an even stride: enough to measure how far two runs are apart."""
-    flat = value.reshape(-1)
-    return flat[:: max(1, flat.size // SKETCH)].copy()
-
-
-def scaled_error(a: np.ndarray, b: np.ndarray) -> float:
-    """Largest absolute difference over the larger of the two largest magnitudes; 2, its maximum, for anything incomparable."""
-    return error_at_scale(a, b, max(magnitude(a), magnitude(b)))
-
-
-def error_at_scale(a: np.ndarray, b: np.ndarray, scale: float) -> float:
-    """`scaled_error` with the larger of the two magnitudes already known."""
-    if a.shape != b.shape or not np.isfinite(scale):
-        return 2.0
-    difference = magnitude(np.subtract(a, b, dtype=np.float64))
-    return min(2.0, difference / scale) if difference else 0.0
-
-
-def magnitude(value: np.ndarray) -> float:
-    """The largest absolute value; not a number when one element is not, or when there is none: nothing equals nothing."""
-    return max(float(value.max()), -float(value.min())) if value.size else float("nan")
 
 
 def _intermediates(rung: int, spec: Spec, values: Weights) -> Iterator[Observation]:
@@ -232,7 +211,9 @@ def _arbitrary_state(subject: Subject, kind: str, step: int) -> TrainingState:
 
 
 def _noise(subject: Subject, stream: str, like: np.ndarray, scale: float) -> np.ndarray:
-    return subject.as_input((philox.uniform(stream, like.shape) - 0.5) * (2.0 * scale))
+    """Uniform in ±scale; beyond `NOISE_PERIOD` values it repeats, which elementwise arithmetic does not notice."""
+    values = philox.uniform(stream, (min(like.size, NOISE_PERIOD),))
+    return np.resize(subject.as_input((values - 0.5) * (2.0 * scale)), like.shape)
 
 
 def _parameters(subject: Subject) -> Weights:

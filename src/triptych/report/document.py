@@ -220,13 +220,13 @@ def _fault_table(table: FaultTable, command: str | None) -> Iterator[Block]:
     if table.not_expressible:
         rows = tuple((Cell(number(n.numerics)), Cell(n.name.replace("_", " ")), Cell(n.reason)) for n in table.not_expressible)
         caption = "Causes of divergence that no catalogued model can show yet"
-        yield Table(caption, _columns(">row of numerics.md", "cause", "why not"), rows, command, folded=True)
+        yield Table(caption, _columns(">row of docs/numerics.md", "cause", "why not"), rows, command, folded=True)
 
 
 def _planting_table(table: FaultTable, command: str | None) -> Table:
     titles = _columns(
         "fault", "planted in", "at layer", "", ">rung", "first tensor", ">error", ">float32 forward error", "1e-4 check", "likely cause",
-        ">row of numerics.md",
+        ">row of docs/numerics.md",
     )  # fmt: skip
     return Table(f"Every planting in {table.model}", titles, tuple(map(_planting, table.faults)), command, folded=True)
 

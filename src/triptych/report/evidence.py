@@ -139,7 +139,7 @@ class Fault:
 
 @dataclass(frozen=True, slots=True)
 class NotExpressible:
-    """A cause in `numerics.md` that no catalogued model can show, and why."""
+    """A cause in `docs/numerics.md` that no catalogued model can show, and why."""
 
     name: str
     reason: str

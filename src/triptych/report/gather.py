@@ -63,7 +63,7 @@ def fault_table(data: Mapping[str, Any]) -> FaultTable:
 
 
 def _not_expressible(name: str, reason: str) -> dict[str, Any]:
-    """`numerics 8` is a row of the table of causes; anything else is the name of a fault."""
+    """`numerics 8` is a row of docs/numerics.md; anything else is the name of a fault."""
     word, _, row = name.partition(" ")
     return {"name": name, "reason": reason, "numerics": int(row) if word == "numerics" and row.isdigit() else None}
 

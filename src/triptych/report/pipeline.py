@@ -1,27 +1,32 @@
 """Produce the evidence: prove, plant, train, each step in its own run directory, reused when nothing that matters has changed.
 
-A step is found again by the hash of what it computes, of the code that computes it, of the library versions and of the processor.
+A step is found again by the hash of what it computes, of the code that computes it, of the library versions, of the processor and of
+the environment variables that change results. `step.json` is written last: a directory without one was interrupted, and is made anew.
 """
 
 from __future__ import annotations
 
+import dataclasses
 import datetime
 import hashlib
 import itertools
 import json
 import shutil
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from safetensors.numpy import load_file
 
-from triptych.core import catalog, contract, environment, tolerance
-from triptych.core.errors import UsageError
+from triptych.core import catalog, contract, environment
+from triptych.core.difference import scaled_error
+from triptych.core.errors import StorageError, UsageError
+from triptych.data import open_source
 from triptych.parity import certify, faults, planting
-from triptych.parity.rungs import scaled_error
+from triptych.parity.observation import write_json
 from triptych.report import gather
 from triptych.report.evidence import Evidence, Run, Step, Training
 from triptych.training.job import Job, standard_recipe
@@ -29,14 +34,37 @@ from triptych.training.worker import run_worker
 
 PROVEN = "resnet50"
 PLANTED = ("resnet20", "resnet50")
-TRAINED = "resnet20"
+TRAINED, DATA = "resnet20", "digits"
 CODE = ("core", "data", "in_pytorch", "in_tensorflow", "in_jax", "parity", "training")
 """The parts of the package whose change makes a recorded run stale."""
-
-FULL = {"epochs": 12, "batch_size": 64, "peak": 0.1, "precision": "float32"}
-SHORT = {"epochs": 1, "batch_size": 64, "peak": 0.1, "precision": "float64"}
+SPENT = frozenset({"inputs.safetensors", "weights.safetensors", "sketches.safetensors", "trajectory", "jax_cache"})
+"""What a finished run has no more use for, most of its bytes; certificates, comparisons, logs and trained checkpoints stay."""
 
 Progress = Callable[[str], None]
+
+
+@dataclass(frozen=True, slots=True)
+class Settings:
+    """One training of the report: what of its recipe is not the standard one, and whether weights are compared step by step."""
+
+    name: str
+    epochs: float
+    precision: str
+    batch_size: int = 64
+    peak: float = 0.1
+    compare_weights: bool = False
+
+    @property
+    def command(self) -> str:
+        """The command that trains the same."""
+        return (
+            f"triptych train {TRAINED} --framework all --data {DATA} --epochs {self.epochs:g} --batch-size {self.batch_size} "
+            f"--learning-rate {self.peak:g} --precision {self.precision} --out RUN"
+        )
+
+
+FULL = Settings("training", epochs=8, precision="float32")
+SHORT = Settings("short_training", epochs=1, precision="float64", compare_weights=True)
 
 
 @dataclass(slots=True)
@@ -49,27 +77,45 @@ class Pipeline:
     steps: list[Step] = field(default_factory=list)
 
     def step(self, name: str, command: str, what: Any, make: Callable[[Path], dict[str, Any]]) -> dict[str, Any]:
-        """The result of `make(directory)`, from its run directory when one with the same hashes is complete."""
+        """The result of `make(directory)`, from its run directory when one with the same hashes is complete.
+
+        Raises StorageError when the run directory cannot be made.
+        """
         directory = self.runs / f"{name}-{_digest(what)}"
         result = directory / "step.json"
         if result.exists() and not self.fresh:
             self.steps.append(Step(name, True, command=command))
             self.progress(f"{name}: reused")
-            return dict(json.loads(result.read_text()))
-        shutil.rmtree(directory, ignore_errors=True)
-        directory.parent.mkdir(parents=True, exist_ok=True)
-        self.progress(f"{name}: {command}")
-        started = time.perf_counter()
-        made = make(directory)
-        result.write_text(json.dumps(made, allow_nan=False))
-        self.steps.append(Step(name, False, time.perf_counter() - started, command))
-        return made
+        else:
+            _empty_directory(directory)
+            self.progress(f"{name}: {command}")
+            started = time.perf_counter()
+            write_json(result, make(directory))
+            _discard_spent(directory)
+            self.steps.append(Step(name, False, time.perf_counter() - started, command))
+        return dict(json.loads(result.read_text()))
+
+
+def _empty_directory(directory: Path) -> None:
+    try:
+        if directory.exists():
+            shutil.rmtree(directory)
+        directory.mkdir(parents=True)
+    except OSError as error:
+        raise StorageError(f"cannot make the run directory {directory}: {error.strerror}; choose another place with --runs") from error
+
+
+def _discard_spent(directory: Path) -> None:
+    for path in [path for path in directory.rglob("*") if path.name in SPENT]:
+        if path.is_dir():
+            shutil.rmtree(path)
+        else:
+            path.unlink()
 
 
 def _digest(what: Any) -> str:
-    """The hash of a step: what it computes, the code, the libraries, the processor."""
-    versions = environment.versions()
-    basis = [what, environment.code_hash(*CODE), versions, environment.cpu()]
+    """The hash of a step: what it computes, the code, the libraries, the processor, the variables."""
+    basis = [what, environment.code_hash(*CODE), environment.versions(), environment.cpu(), environment.variables()]
     return hashlib.sha256(json.dumps(basis, sort_keys=True, default=str).encode()).hexdigest()[:16]
 
 
@@ -82,8 +128,8 @@ def evidence(pipeline: Pipeline) -> Evidence:
         )
     certificate = _certificate(pipeline, frameworks)
     tables = tuple(gather.fault_table(_planted(pipeline, name, frameworks)) for name in PLANTED)
-    short = _training(pipeline, "short_training", SHORT, frameworks, sketches=True)
-    full = _training(pipeline, "training", FULL, frameworks, sketches=False)
+    short = _training(pipeline, SHORT, frameworks)
+    full = _training(pipeline, FULL, frameworks)
     return Evidence(
         **gather.static(), certificates=(gather.certificate(certificate),), training=full, short_training=short, faults=tables,
         commands=_commands(), steps=tuple(pipeline.steps), created=datetime.datetime.now(datetime.UTC).date().isoformat(),
@@ -96,17 +142,9 @@ def _commands() -> dict[str, str]:
         "report": "triptych report",
         "parity": f"triptych parity {PROVEN}",
         "faults": f"triptych parity {PLANTED[0]} --fault all",
-        "training": _train_command(FULL),
-        "short_training": _train_command(SHORT),
+        FULL.name: FULL.command,
+        SHORT.name: SHORT.command,
     }
-
-
-def _train_command(settings: dict[str, Any]) -> str:
-    flags = " ".join(
-        f"--{flag} {settings[key]}"
-        for flag, key in (("epochs", "epochs"), ("batch-size", "batch_size"), ("learning-rate", "peak"), ("precision", "precision"))
-    )
-    return f"triptych train {TRAINED} --framework all --data digits {flags} --out RUN"
 
 
 def _certificate(pipeline: Pipeline, frameworks: tuple[str, ...]) -> dict[str, Any]:
@@ -114,7 +152,7 @@ def _certificate(pipeline: Pipeline, frameworks: tuple[str, ...]) -> dict[str, A
         spec = catalog.get_spec(PROVEN)
         return certify.certify(PROVEN, spec, None, frameworks, contract.PRECISIONS[::-1], "cpu", directory, pipeline.progress)
 
-    return pipeline.step("parity", f"triptych parity {PROVEN}", ["parity", PROVEN, frameworks, tolerance.noise_table()], make)
+    return pipeline.step("parity", f"triptych parity {PROVEN}", ["parity", PROVEN, frameworks], make)
 
 
 def _planted(pipeline: Pipeline, model: str, frameworks: tuple[str, ...]) -> dict[str, Any]:
@@ -127,45 +165,42 @@ def _planted(pipeline: Pipeline, model: str, frameworks: tuple[str, ...]) -> dic
     return pipeline.step(f"faults-{model}", f"triptych parity {model} --fault all", ["faults", model, names, frameworks], make)
 
 
-def _training(pipeline: Pipeline, name: str, settings: dict[str, Any], frameworks: tuple[str, ...], *, sketches: bool) -> Training:
-    job = _job(settings, sketches)
-    names = [*frameworks, *([f"{frameworks[0]}-one-ulp"] if sketches else [])]
+def _training(pipeline: Pipeline, settings: Settings, frameworks: tuple[str, ...]) -> Training:
+    job = _job(settings)
 
     def make(directory: Path) -> dict[str, Any]:
+        runs = {framework: directory / framework for framework in frameworks}
         for framework in frameworks:
             run_worker(job, framework, directory, pipeline.progress)
-        if sketches:
-            run_worker(_perturbed(job), frameworks[0], directory / "one-ulp", pipeline.progress)
-            (directory / "one-ulp" / frameworks[0]).rename(directory / names[-1])
-        return {"runs": [json.loads((directory / each / "result.json").read_text()) for each in names], "apart": _apart(directory, names)}
+        if settings.compare_weights:
+            run_worker(dataclasses.replace(job, perturbation=0), frameworks[0], directory / "one-ulp", pipeline.progress)
+            runs[_one_ulp(frameworks)] = directory / "one-ulp" / frameworks[0]
+        results = [json.loads((run / "result.json").read_text()) for run in runs.values()]
+        return {"runs": results, "apart": _apart(runs) if settings.compare_weights else {}}
 
-    made = pipeline.step(name, _train_command(settings), [name, job.to_json(), frameworks], make)
+    made = pipeline.step(settings.name, settings.command, [settings.name, job.to_json(), frameworks], make)
     return _as_evidence(job, made, frameworks)
 
 
-def _job(settings: dict[str, Any], sketches: bool) -> Job:
-    source = Job(TRAINED, "digits", standard_recipe(samples=1, epochs=1, batch_size=1, peak=0.1)[0], 1).source("train")
-    recipe, steps = standard_recipe(
-        samples=len(source), epochs=settings["epochs"], batch_size=settings["batch_size"], peak=settings["peak"]
-    )
-    return Job(TRAINED, "digits", recipe, steps, settings["precision"], keep_sketches=sketches)
+def _job(settings: Settings) -> Job:
+    samples = len(open_source(DATA, "train"))
+    recipe, steps = standard_recipe(samples=samples, epochs=settings.epochs, batch_size=settings.batch_size, peak=settings.peak)
+    return Job(TRAINED, DATA, recipe, steps, settings.precision, keep_sketches=settings.compare_weights)
 
 
-def _perturbed(job: Job) -> Job:
-    return Job.from_json({**job.to_json(), "perturbation": 0})
+def _one_ulp(frameworks: tuple[str, ...]) -> str:
+    """The name of the yardstick: the first framework again, its initial weights moved by one unit in the last place."""
+    return f"{frameworks[0]}-one-ulp"
 
 
-def _apart(directory: Path, names: list[str]) -> dict[str, list[float]]:
-    """Per pair of runs, how far their weights are apart after each step; empty without sketches."""
-    from safetensors.numpy import load_file
-
-    held = {
-        name: load_file(directory / name / "sketches.safetensors") for name in names if (directory / name / "sketches.safetensors").exists()
-    }
+def _apart(runs: Mapping[str, Path]) -> dict[str, list[float]]:
+    """Per pair of runs, how far their weights are apart after each step."""
+    held = {name: load_file(run / "sketches.safetensors") for name, run in runs.items()}
     return {f"{a} / {b}": _weight_difference(held[a], held[b]) for a, b in itertools.combinations(held, 2)}
 
 
-def _weight_difference(a: dict[str, np.ndarray], b: dict[str, np.ndarray]) -> list[float]:
+def _weight_difference(a: Mapping[str, np.ndarray], b: Mapping[str, np.ndarray]) -> list[float]:
+    """The largest scale-relative error of any tensor after each step; the keys of sketches are `STEP/TENSOR`."""
     by_step: dict[int, float] = {}
     for key, value in a.items():
         step = int(key.partition("/")[0])
@@ -178,7 +213,7 @@ def _as_evidence(job: Job, made: dict[str, Any], frameworks: tuple[str, ...]) ->
     losses = {run["framework"]: run["losses"] for run in runs}
     pairs = list(itertools.combinations(frameworks, 2))
     perturbed = made["runs"][len(frameworks)]["losses"] if len(made["runs"]) > len(frameworks) else None
-    itself = f"{frameworks[0]} / {frameworks[0]}-one-ulp"
+    itself = f"{frameworks[0]} / {_one_ulp(frameworks)}"
     return Training(
         model=job.model, dataset="the embedded digits", precision=job.precision, recipe=job.to_json()["recipe"],
         runs=tuple(_run(run) for run in runs),

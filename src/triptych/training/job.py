@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from triptych.core import catalog, recipe
+from triptych.core.errors import UsageError
 from triptych.core.recipe import SGD, Recipe, Schedule
 from triptych.core.spec import Spec
 from triptych.data import Source, open_source
@@ -31,11 +32,21 @@ class Job:
     keep_sketches: bool = False
 
     def spec(self, source: Source) -> Spec:
-        """The model's spec with the data's classes, channels and size, unless `options` says otherwise."""
-        channels = catalog.get_spec(self.model).in_channels
+        """The model's spec with the data's classes, channels and size, unless `options` says otherwise.
+
+        Raises UsageError when what `options` says, or a missing label, makes training on the data impossible.
+        """
+        channels = self.options.get("in_channels", catalog.get_spec(self.model).in_channels)
         images = source.take(1).arrays(channels)[0]
         fitted = {"num_classes": len(source.classes), "in_channels": images.shape[3], "image_size": min(images.shape[1:3])}
         spec = catalog.get_spec(self.model, **{**fitted, **self.options})
+        if spec.in_channels != images.shape[3]:
+            raise UsageError(f"{source.name} has images of {images.shape[3]} channels, {spec.name} is to take {spec.in_channels}")
+        if not 0 <= source.labels.min() <= source.labels.max() < spec.num_classes:
+            span = f"{source.labels.min()} to {source.labels.max()} (-1: unknown)"
+            raise UsageError(
+                f"{source.name} has labels {span}; {spec.name} with {spec.num_classes} classes learns 0 to {spec.num_classes - 1}"
+            )
         if source.name == "digits" and spec.in_channels == 1:
             return dataclasses.replace(spec, preprocessing=dataclasses.replace(catalog.DIGITS, crop=spec.image_size))
         return spec

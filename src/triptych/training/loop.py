@@ -13,10 +13,10 @@ from safetensors.numpy import save_file
 
 from triptych.core import checkpoint, contract, environment, initialize, preprocess, recipe
 from triptych.core.contract import Model, Trainer
+from triptych.core.difference import sketch
 from triptych.core.initialize import Weights
 from triptych.core.spec import Spec
 from triptych.data import Source
-from triptych.parity.rungs import sketch
 from triptych.training.job import Job
 
 PREDICT_BATCH = 256
@@ -57,7 +57,7 @@ def _steps(job: Job, spec: Spec, room: Any, trainer: Trainer, source: Source, ou
     order = preprocess.batch_indices(job.recipe.seed, len(images), job.recipe.global_batch_size, job.steps)
     losses: list[float] = []
     sketches: Weights = {}
-    with (out / "metrics.jsonl").open("w") as metrics:
+    with (out / "metrics.jsonl").open("w", buffering=1) as metrics:
         for step, (batch, target) in enumerate(room.batches(images, labels, order, spec.preprocessing)):
             rate = recipe.learning_rate(job.recipe.schedule, step)
             losses.append(trainer.step(batch.astype(job.precision), target, rate))

@@ -23,15 +23,17 @@ def run_worker(job: Job, framework: str, run: Path, progress: Callable[[str], No
     (run / "job.json").write_text(json.dumps(job.to_json(), indent=1))
     settings = {"KERAS_BACKEND": "tensorflow", "TF_CPP_MIN_LOG_LEVEL": "3", "PYTHONUNBUFFERED": "1"}
     command = [sys.executable, "-m", "triptych.training.worker", str(run), framework]
-    with (directory / "worker.log").open("wb") as log:
-        process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=log, stdin=subprocess.DEVNULL, env={**os.environ, **settings})
-    try:
-        assert process.stdout is not None
-        for line in process.stdout:
-            progress(line.decode(errors="replace").strip())
-        code = process.wait()
-    finally:
-        process.kill()
+    with (
+        (directory / "worker.log").open("wb") as log,
+        subprocess.Popen(command, stdout=subprocess.PIPE, stderr=log, stdin=subprocess.DEVNULL, env={**os.environ, **settings}) as process,
+    ):
+        try:
+            assert process.stdout is not None
+            for line in process.stdout:
+                progress(line.decode(errors="replace").strip())
+            code = process.wait()
+        finally:
+            process.kill()
     if code != 0:
         raise TriptychError(f"training in {framework} failed:\n{(directory / 'worker.log').read_text(errors='replace')[-2000:]}")
     result: dict[str, Any] = json.loads((directory / "result.json").read_text())
@@ -42,7 +44,7 @@ def main(run: Path, framework: str) -> None:
     """The worker's side: train the run's job, one line of progress a step."""
 
     def show(step: int, steps: int, loss: float) -> None:
-        pass
+        sys.stdout.write(f"{framework}: step {step} of {steps}, loss {loss:.4f}\n")
 
     train(jobs.describe(run), framework, run / framework, show)
 
