@@ -17,7 +17,7 @@ from triptych.report import blocks, document, figures, gather, html, markdown, w
 from triptych.report import evidence as ev
 from triptych.report.verdict import verdict
 
-# The same expressions as the acceptance check of the offline report.
+# How a page would load something from outside: tags with an address, style sheets, scripts.
 LOADS = (
     (r"<(?:script|link|img|iframe|source|video|image|use)\b[^>]*?(?:src|href)\s*=\s*[\"']?(?:https?:)?//", re.I),
     (r"@import|url\(\s*[\"']?(?:https?:)?//|\bfetch\(|XMLHttpRequest", 0),

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import fnmatch
-import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -107,14 +106,12 @@ def get_spec(name: str, **options: Any) -> Spec:
 
 
 def _closest(name: str) -> str | None:
-    """The catalogued name most similar to `name`, of equals the one that begins alike, then the first; None when none is close."""
+    """The catalogued name most similar to `name`, the first of equals; None when none is close."""
     import difflib
 
-    def likeness(known: str) -> tuple[float, int]:
-        return difflib.SequenceMatcher(None, name, known).ratio(), len(os.path.commonprefix([name, known]))
-
-    best = max(CATALOG, key=likeness)
-    return best if likeness(best)[0] >= 0.6 else None
+    likeness = {known: difflib.SequenceMatcher(None, name, known).ratio() for known in CATALOG}
+    best = max(likeness, key=likeness.__getitem__)
+    return best if likeness[best] >= 0.6 else None
 
 
 def with_options(spec: Spec, **options: Any) -> Spec:

@@ -73,9 +73,12 @@ def resample(canvas: jax.Array, size: jax.Array, resized: jax.Array, corner: jax
 
 @functools.partial(jax.jit, static_argnames="preprocessing")
 def normalize(image: jax.Array, preprocessing: Preprocessing) -> jax.Array:
-    """(..., C) float32 in [0, 255] -> (x / 255 - mean) / std."""
-    mean, std = (np.asarray(values, np.float32) for values in (preprocessing.mean, preprocessing.std))
-    return (image / 255.0 - mean) / std
+    """(..., C) float32 in [0, 255] -> (x / 255 - mean) / std, each operation rounded as IEEE 754 says; not for use under `vmap`."""
+    values = (np.asarray(row, np.float32) for row in (255.0, preprocessing.mean, preprocessing.std))
+    # Where XLA sees one divisor for many elements it multiplies by the rounded reciprocal: two units in the last place off, which
+    # a float64 run would take for a difference of 1e-8. Behind the barrier every element has a divisor of its own.
+    levels, mean, std = (jax.lax.optimization_barrier(jnp.broadcast_to(value, image.shape)) for value in values)
+    return (image / levels - mean) / std
 
 
 def preprocess(image: np.ndarray, preprocessing: Preprocessing) -> np.ndarray:
@@ -98,7 +101,7 @@ def batches(
     pending: tuple[jax.Array, np.ndarray] | None = None
     for chosen in indices:
         with jax.enable_x64(False):
-            upcoming = prepare(images[chosen]), labels[chosen]
+            upcoming = normalize(prepare(images[chosen]), preprocessing), labels[chosen]
         if pending is not None:
             yield np.array(pending[0]), pending[1]
         pending = upcoming
@@ -107,13 +110,12 @@ def batches(
 
 
 def _prepare(image: jax.Array, preprocessing: Preprocessing) -> jax.Array:
-    """(H, W, C) uint8 -> (crop, crop, C) float32; images of one batch share their size, which is the canvas."""
+    """(H, W, C) uint8 -> (crop, crop, C) float32 in [0, 255]; images of one batch share their size, which is the canvas."""
     height, width = image.shape[:2]
     box = geometry(preprocessing, height, width)
     if (height, width) != (box.resized_height, box.resized_width):
-        return normalize(resample(image, *_numbers(box, height, width), crop=box.crop), preprocessing)
-    cropped = image[box.top : box.top + box.crop, box.left : box.left + box.crop]
-    return normalize(cropped.astype(jnp.float32), preprocessing)
+        return resample(image, *_numbers(box, height, width), crop=box.crop)
+    return image[box.top : box.top + box.crop, box.left : box.left + box.crop].astype(jnp.float32)
 
 
 def _check_channels(images: np.ndarray, preprocessing: Preprocessing) -> None:

@@ -32,7 +32,7 @@ import numpy as np
 from triptych.core import philox
 from triptych.core.errors import UsageError
 from triptych.core.recipe import SGD
-from triptych.core.spec import BlockSpec, Layer, ResNetSpec, Spec
+from triptych.core.spec import BlockSpec, Layer, Preprocessing, ResNetSpec, Spec
 from triptych.parity.subject import Subject
 
 Plant = Callable[[Subject, str], Any]
@@ -207,6 +207,15 @@ def _normalize_without_mean(subject: Subject, layer: str) -> None:
     subject.preprocessing = dataclasses.replace(recipe, mean=(0.0,) * recipe.channels)
 
 
+def _normalize_by_reciprocal(subject: Subject, layer: str) -> None:
+    def reciprocal(image: np.ndarray, recipe: Preprocessing) -> np.ndarray:
+        pixels = subject.resize(image, subject.geometry(recipe, *image.shape[:2]))
+        mean, std = (np.asarray(row, np.float32) for row in (recipe.mean, recipe.std))
+        return np.asarray((pixels * np.float32(1.0 / 255.0) - mean) * (np.float32(1.0) / std), np.float32)
+
+    subject.preprocess = reciprocal
+
+
 @contextlib.contextmanager
 def _relu_missing(subject: Subject, layer: str) -> Iterator[None]:
     with subject.intercept(layer, lambda native, call, x: x):
@@ -233,6 +242,8 @@ FAULTS: tuple[Fault, ...] = (
     Fault("resize_uint8", 21, "resize rounds to integers", 2, _image_files, "image files"),
     Fault("crop_off_by_one", 22, "the crop's corner rounded the other way", 2, _image_files, "image files", _crop_off_by_one),
     Fault("normalize_without_mean", 22, "scaled but not centred", 2, _anywhere, "images", _normalize_without_mean),
+    Fault("normalize_by_reciprocal", 36, "divisions replaced by multiplication with the rounded reciprocal", 2, _anywhere, "images",
+          _normalize_by_reciprocal),
     Fault("conv_same_padding", 1, "SAME padding at stride 2: the odd pixel goes behind", 3, _STRIDED, "a 3x3 convolution with stride 2"),
     Fault("max_pool_same_padding", 3, "SAME in the stem's max-pool: same shape, other windows", 3, _MAX_POOL, "a max-pool"),
     Fault("batch_norm_epsilon", 4, "Keras' BatchNorm epsilon 1e-3", 3, _BATCH_NORM, _NO_BN),

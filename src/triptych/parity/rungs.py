@@ -84,6 +84,9 @@ def preprocessing(subject: Subject) -> Iterator[Observation]:
         box = subject.geometry(recipe, *image.shape[:2])
         yield Observation(2, "resized", f"{name} resized", subject.resize(image, box))
         yield Observation(2, "normalized", f"{name} normalized", subject.preprocess(image, recipe))
+    kept = dataclasses.replace(recipe, resize_short_side=None)
+    whole = plans.pictures(kept)["array"][: recipe.crop, : recipe.crop]
+    yield Observation(2, "unresized", "array normalized", subject.preprocess(whole, kept))
 
 
 def forward_eval(subject: Subject) -> Iterator[Observation]:
