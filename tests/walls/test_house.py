@@ -90,11 +90,10 @@ def kept() -> list[Path]:
 
 
 def package_indexes() -> set[str]:
-    """Hosts and folders of this machine's package indexes, the public one apart."""
+    """Hosts and folders of this machine's package indexes."""
     done = subprocess.run([sys.executable, "-m", "pip", "config", "list"], capture_output=True, text=True, check=False)
     places = " ".join(re.findall(r"(?:index-url|find-links)='([^']*)'", done.stdout)).split()
-    hosts = {re.sub(r"^\w+://(\w+:\w+@)?([^/]*)(/.*)", r"\2", place) or place.removeprefix("file://") for place in places}
-    return hosts - {"pypi.org", "files.pythonhosted.org"}
+    return {re.sub(r"^\w+://(\w+:\w+@)?([^/]*)(/.*)", r"\2", place) or place.removeprefix("file://") for place in places}
 
 
 def of_this_machine() -> set[str]:
