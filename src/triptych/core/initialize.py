@@ -16,6 +16,8 @@ from triptych.core.spec import Spec, TensorSpec
 
 Weights = dict[str, np.ndarray]
 
+BRANCH = 0.3
+
 
 def initial_weights(spec: Spec, seed: int, precision: str = "float32") -> Weights:
     """Weights to train from: convolutions N(0, 2 / fan_out); linear layers uniform ±1/sqrt(fan_in); gamma 1, beta 0.
@@ -40,13 +42,16 @@ def _initial(tensor: TensorSpec, spec: Spec, seed: int) -> np.ndarray:
 def parity_weights(spec: Spec, seed: int, precision: str = "float64") -> Weights:
     """Weights for proofs: gamma in [0.5, 1.5], beta ~ N(0, 0.2), non-zero biases; convolutions and linear layers as above.
 
+    The last gamma of a residual branch is `BRANCH` of that, as in trained networks (Goyal et al. 2017 start it at 0): with full
+    branches fifty layers amplify rounding so much that float32 has no digits left in which a fault could show.
     The running statistics are placeholders (0 and 1) until one train-mode pass has calibrated them (`calibrated`).
     """
-    weights = initial_weights(spec, seed, precision)
+    weights, ends = initial_weights(spec, seed, precision), spec.branch_ends
     for tensor in spec.tensors():
         stream, dtype = f"parity/{seed}/{tensor.name}", dtype_of(tensor, precision)
         if tensor.kind == "norm_weight":
-            weights[tensor.name] = (0.5 + philox.uniform(stream, tensor.shape)).astype(dtype)
+            scale = BRANCH if tensor.layer in ends else 1.0
+            weights[tensor.name] = (scale * (0.5 + philox.uniform(stream, tensor.shape))).astype(dtype)
         elif tensor.kind in ("norm_bias", "bias"):
             weights[tensor.name] = (0.2 * philox.normal(stream, tensor.shape)).astype(dtype)
     return weights

@@ -204,6 +204,11 @@ class ResNetSpec(_Spec):
         """Image size of the training rungs of a proof: as the network is convolutional, 64 pixels show what 224 do."""
         return min(self.image_size, 64)
 
+    @property
+    def branch_ends(self) -> frozenset[str]:
+        """The BatchNorm layers that end a residual branch."""
+        return frozenset(f"{block.name}.bn{2 if block.kind == 'basic' else 3}" for block in self.blocks())
+
     def blocks(self) -> Iterator[BlockSpec]:
         """The residual blocks in execution order, named as torchvision names them (`layer1.0`, ...)."""
         channels = self.stem.width
@@ -294,6 +299,11 @@ class MLPSpec(_Spec):
     def proof_image_size(self) -> int:
         """Image size of the training rungs of a proof: the only one that fits the first layer."""
         return self.image_size
+
+    @property
+    def branch_ends(self) -> frozenset[str]:
+        """The normalization layers that end a residual branch: there are none."""
+        return frozenset()
 
     def layers(self) -> tuple[Layer, ...]:
         """The layer table, in execution order."""

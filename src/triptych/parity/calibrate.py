@@ -44,7 +44,7 @@ def measure_noise(spec: Spec, device: str, run: Path, progress: Callable[[str], 
 
 def _one_seed(spec: Spec, device: str, seed: int) -> Iterator[tuple[str, float]]:
     """Errors of a float32 climb against a float64 climb from the same float32 weights; rung 7 replays the float64 run."""
-    wide = Plan(spec, ("float64", "float32"), "float64", device=device, seed=seed, steps=3, adamw_steps=3)
+    wide = Plan(spec, ("float64", "float32"), "float64", device=device, seed=seed)
     weights = initialize.parity_weights(spec, seed, "float32")
     weights = calibrate(Subject(FRAMEWORK, wide, weights), plans.forward_images(wide))
     weights = {name: value if value.dtype == "int64" else value.astype("float32") for name, value in weights.items()}
