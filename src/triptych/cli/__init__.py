@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import importlib
 import os
+import signal
 import sys
 from typing import Any
 
@@ -66,6 +67,8 @@ def group() -> None:
 
 def main(arguments: list[str] | None = None) -> None:
     """Entry point of the `triptych` command: maps every error to its documented exit code."""
+    # Ended from outside, we still clean up after ourselves: worker processes and temporary directories go with us.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
     try:
         code = group.main(arguments, prog_name="triptych", standalone_mode=False)
     except click.exceptions.Abort:
