@@ -126,10 +126,10 @@ def evidence(pipeline: Pipeline) -> Evidence:
         raise UsageError(
             f"a report compares frameworks; installed: {', '.join(frameworks) or 'none'}. Install them with: pip install 'triptych[all]'"
         )
-    certificate = _certificate(pipeline, frameworks)
-    tables = tuple(gather.fault_table(_planted(pipeline, name, frameworks)) for name in PLANTED)
     short = _training(pipeline, SHORT, frameworks)
     full = _training(pipeline, FULL, frameworks)
+    tables = tuple(gather.fault_table(_planted(pipeline, name, frameworks)) for name in PLANTED)
+    certificate = _certificate(pipeline, frameworks)
     return Evidence(
         **gather.static(), certificates=(gather.certificate(certificate),), training=full, short_training=short, faults=tables,
         commands=_commands(), steps=tuple(pipeline.steps), created=datetime.datetime.now(datetime.UTC).date().isoformat(),
