@@ -179,7 +179,7 @@ def test_dropout_acts_in_steps_only_and_depends_on_seed_and_step_alone(lab: Any)
 def test_training_lowers_the_loss(lab: Any) -> None:
     trainer = lab.trainer("resnet20")
     images, labels = lab.batch(trainer.model.spec)
-    losses = [trainer.step(images, labels, 0.02) for _ in range(12)]
+    losses = [trainer.step(images, labels, 0.1) for _ in range(12)]
     assert losses[-1] < 0.5 * losses[0]
 
 
