@@ -28,8 +28,8 @@ def certificate_of(model: str) -> dict[str, Any]:
     return read(path)
 
 
-@pytest.mark.parametrize("model", ["mlp", "resnet20", "resnet50"])
-def test_the_models_of_the_report_are_certified(model: str) -> None:
+@pytest.mark.parametrize("model", ["mlp", "resnet20"])
+def test_the_small_models_are_certified(model: str) -> None:
     assert (RESULTS / "certificates" / f"{model}.json").exists()
 
 

@@ -265,7 +265,7 @@ def trained(monkeypatch) -> list[tuple[str, int | None, Path]]:
 def test_evidence_is_gathered_once_and_then_reused(work, trained):
     first = pipeline.evidence(work)
     assert [(name, moved) for name, moved, _ in trained] == [
-        ("pytorch", None), ("jax", None), ("pytorch", 0), ("pytorch", None), ("jax", None),
+        ("pytorch", None), ("jax", None), ("pytorch", 0), ("pytorch", None), ("jax", None), ("pytorch", 0),
     ]  # fmt: skip
     assert len({run / name for name, _, run in trained}) == len(trained)
     assert first.certificates[0].model == "resnet50"
@@ -273,11 +273,12 @@ def test_evidence_is_gathered_once_and_then_reused(work, trained):
     assert first.short_training.loss_self == pytest.approx((0.0, 1e-9))
     assert first.short_training.weight_self == pytest.approx((0.0, 1e-9))
     assert first.short_training.weight_difference == {"pytorch / jax": (0.0, 0.0)}
-    assert first.training.loss_self == ()
+    assert first.training.loss_self == pytest.approx((0.0, 1e-9))
+    assert first.training.weight_difference == {}
     assert {"report", "parity", "faults", "training", "short_training"} <= set(first.commands)
     again = Pipeline(work.runs)
     second = pipeline.evidence(again)
-    assert len(trained) == 5
+    assert len(trained) == 6
     assert [step.reused for step in work.steps] == [False] * 5
     assert [step.reused for step in again.steps] == [True] * 5
     assert dataclasses.replace(second, steps=first.steps, created=first.created, environment=first.environment) == first

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Iterable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -50,11 +51,14 @@ def _planted(clean: Proof, names: tuple[str, ...], run: Path, progress: Progress
     run.mkdir(parents=True)
     write_json(run / "plan.json", plan.to_json())
     write_tensors(run / "inputs.safetensors", clean.weights)
-    rows: list[dict[str, Any]] = []
-    with workers(plan, run) as processes:
-        for framework, process in processes.items():
+    with workers(plan, run) as processes, ThreadPoolExecutor(len(processes)) as pool:
+        # Side by side: a worker that nobody reads stops when its share of the disk is full.
+        def judge(framework: str) -> list[dict[str, Any]]:
             partner = next(name for name in plan.frameworks if name != framework)
-            rows += _judge_all(plan, clean.comparer.kept, framework, partner, ShardReader(run / framework, alive(process)), progress)
+            reader = ShardReader(run / framework, alive(processes[framework]))
+            return _judge_all(plan, clean.comparer.kept, framework, partner, reader, progress)
+
+        rows = [row for found in pool.map(judge, processes) for row in found]
     order = {name: i for i, name in enumerate(names)}
     return sorted(rows, key=lambda row: (order[row["name"]], plan.frameworks.index(row["framework"])))
 

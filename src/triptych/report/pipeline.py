@@ -63,7 +63,7 @@ class Settings:
         )
 
 
-FULL = Settings("training", epochs=8, precision="float32")
+FULL = Settings("training", epochs=12, precision="float32")
 SHORT = Settings("short_training", epochs=1, precision="float64", compare_weights=True)
 
 
@@ -141,7 +141,7 @@ def _commands() -> dict[str, str]:
         **gather.COMMANDS,
         "report": "triptych report",
         "parity": f"triptych parity {PROVEN}",
-        "faults": f"triptych parity {PLANTED[0]} --fault all",
+        "faults": "triptych parity MODEL --fault all",
         FULL.name: FULL.command,
         SHORT.name: SHORT.command,
     }
@@ -172,9 +172,8 @@ def _training(pipeline: Pipeline, settings: Settings, frameworks: tuple[str, ...
         runs = {framework: directory / framework for framework in frameworks}
         for framework in frameworks:
             run_worker(job, framework, directory, pipeline.progress)
-        if settings.compare_weights:
-            run_worker(dataclasses.replace(job, perturbation=0), frameworks[0], directory / "one-ulp", pipeline.progress)
-            runs[_one_ulp(frameworks)] = directory / "one-ulp" / frameworks[0]
+        run_worker(dataclasses.replace(job, perturbation=0), frameworks[0], directory / "one-ulp", pipeline.progress)
+        runs[_one_ulp(frameworks)] = directory / "one-ulp" / frameworks[0]
         results = [json.loads((run / "result.json").read_text()) for run in runs.values()]
         return {"runs": results, "apart": _apart(runs) if settings.compare_weights else {}}
 
