@@ -131,6 +131,8 @@ def _environment(run: Path, workers_: int) -> dict[str, str]:
         "JAX_COMPILATION_CACHE_DIR": str(run / "jax_cache"),
         "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0.2",
         "PYTHONUNBUFFERED": "1",
+        # glibc keeps freed tensors of up to 32 MB for itself unless the limit is fixed: gigabytes, with training states passing through.
+        "MALLOC_MMAP_THRESHOLD_": str(2**20),
     }
     return {**os.environ, **settings}
 

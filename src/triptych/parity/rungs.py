@@ -148,6 +148,7 @@ def synchronised_steps(subject: Subject, trajectory: Trajectory) -> Iterator[Obs
                 trajectory.write(kind, step, state)
             yield Observation(7, "loss", f"{kind} loss", np.asarray(loss, np.float64), step)
             yield from _state(7, subject, kind, state, step)
+            del state  # a whole training state, which the next step must not find beside its own
         if trajectory.replays and steps:
             trajectory.read(kind, steps - 1)
 
