@@ -58,6 +58,7 @@ clean:  ## Remove .venv, caches and build products; runs/ stays
 $(INSTALLED): $(LOCKED)
 	@rm -f .venv/installed-*
 	$(BIN)/python -m pip install --quiet --no-deps --no-build-isolation --editable .
+	@$(BIN)/python -m compileall -q src  # where Python writes no bytecode, the command line would compile itself at every call
 	@touch $@
 
 $(LOCKED):
