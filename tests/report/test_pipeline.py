@@ -4,7 +4,11 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import os
 import shlex
+import time
+from collections import Counter
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -264,12 +268,10 @@ def trained(monkeypatch) -> list[tuple[str, int | None, Path]]:
 
 def test_evidence_is_gathered_once_and_then_reused(work, trained):
     first = pipeline.evidence(work)
-    assert [(name, moved) for name, moved, _ in trained] == [
-        ("pytorch", None), ("jax", None), ("pytorch", 0), ("pytorch", None), ("jax", None), ("pytorch", 0),
-    ]  # fmt: skip
+    assert Counter((name, moved) for name, moved, _ in trained) == {("pytorch", None): 2, ("jax", None): 2, ("pytorch", 0): 2}
     assert len({run / name for name, _, run in trained}) == len(trained)
     assert first.certificates[0].model == "resnet50"
-    assert [table.clean for table in first.faults] == ["pass", "pass"]
+    assert [table.clean for table in first.faults] == ["pass"]
     assert first.short_training.loss_self == pytest.approx((0.0, 1e-9))
     assert first.short_training.weight_self == pytest.approx((0.0, 1e-9))
     assert first.short_training.weight_difference == {"pytorch / jax": (0.0, 0.0)}
@@ -279,8 +281,8 @@ def test_evidence_is_gathered_once_and_then_reused(work, trained):
     again = Pipeline(work.runs)
     second = pipeline.evidence(again)
     assert len(trained) == 6
-    assert [step.reused for step in work.steps] == [False] * 5
-    assert [step.reused for step in again.steps] == [True] * 5
+    assert [step.reused for step in work.steps] == [False] * 4
+    assert [step.reused for step in again.steps] == [True] * 4
     assert dataclasses.replace(second, steps=first.steps, created=first.created, environment=first.environment) == first
 
 
@@ -336,3 +338,20 @@ def test_a_claim_that_does_not_hold_is_exit_code_4_and_the_report_is_written(evi
     assert "does not hold" in said.err
     assert "Traceback" not in said.err
     assert "FAIL" in (tmp_path / "out" / "report.md").read_text()
+
+
+def test_tasks_side_by_side_have_cores_of_their_own_and_all_are_done():
+    seen: list[tuple[int, frozenset[int]]] = []
+    before = os.sched_getaffinity(0)
+
+    def task(number: int) -> None:
+        time.sleep(0.05)
+        seen.append((number, frozenset(os.sched_getaffinity(0))))
+
+    pipeline._side_by_side([partial(task, number) for number in range(5)])
+    assert sorted(number for number, _ in seen) == list(range(5))
+    lanes = {cores for _, cores in seen}
+    assert sum(map(len, lanes)) == len(frozenset.union(*lanes)) <= len(before)
+    assert os.sched_getaffinity(0) == before
+    with pytest.raises(ZeroDivisionError):
+        pipeline._side_by_side([lambda: None, lambda: 1 // 0])
