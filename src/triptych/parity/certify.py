@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -10,16 +10,18 @@ from triptych.core.errors import UsageError
 from triptych.core.initialize import Weights
 from triptych.core.spec import Spec
 from triptych.parity.observation import write_json
-from triptych.parity.plan import Plan
+from triptych.parity.plan import ALL_RUNGS, Plan
 from triptych.parity.prove import Proof, certificate, prove
 from triptych.parity.subject import as_precision
 
 
 def certify(
     model: str, spec: Spec, weights: Path | None, frameworks: tuple[str, ...], precisions: tuple[str, ...], device: str, run: Path,
-    progress: Callable[[str], None],
+    progress: Callable[[str], None], rungs: Mapping[str, tuple[int, ...]] | None = None,
 ) -> dict[str, Any]:  # fmt: skip
     """Climb the ladder and return the certificate (also written to `run/certificate.json`).
+
+    `rungs` names those to climb in a precision; without it all eight.
 
     `weights` is a canonical checkpoint of this model; its own spec (classes, channels, size) is what is proven.
     Raises InputRefused for a damaged or foreign checkpoint, UsageError for one of another model.
@@ -29,7 +31,8 @@ def certify(
         spec, given = _checkpoint(model, weights)
     proofs: list[Proof] = []
     for precision in precisions:
-        plan = Plan(spec, frameworks, precision, device=device, calibrate=given is None)
+        climbed = (rungs or {}).get(precision, ALL_RUNGS)
+        plan = Plan(spec, frameworks, precision, climbed, device, calibrate=given is None)
         # Parity weights are calibrated once; the later precision takes the earlier one's, so that one hash covers both.
         start = as_precision(given, precision) if given is not None else None
         proofs.append(prove(plan, start, run / precision, progress))
