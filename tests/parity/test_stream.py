@@ -13,7 +13,7 @@ from triptych.core.contract import TrainingState
 from triptych.core.errors import TriptychError
 from triptych.parity import observation
 from triptych.parity.observation import Observation, ShardReader, ShardWriter
-from triptych.parity.trajectory import FileTrajectory, flatten, unflatten
+from triptych.parity.trajectory import FileTrajectory, StoredTensors, flatten, unflatten
 
 
 def many(count: int) -> list[Observation]:
@@ -71,11 +71,14 @@ def state(step: int) -> TrainingState:
     return TrainingState({"fc.weight": np.full(3, step + 0.5)}, {"momentum": {"fc.weight": np.ones(3)}}, {"fc.weight": np.zeros(3)}, step)
 
 
-def test_a_training_state_survives_flattening() -> None:
-    again = unflatten(flatten(state(4)), 4)
+def test_a_training_state_survives_its_file_even_when_that_is_deleted(tmp_path: Path) -> None:
+    observation.write_tensors(tmp_path / "state.safetensors", flatten(state(4)))
+    again = unflatten(StoredTensors(tmp_path / "state.safetensors"), 4)
+    (tmp_path / "state.safetensors").unlink()
     assert (again.weights["fc.weight"] == 4.5).all()
-    assert list(again.slots) == ["momentum"]
-    assert again.step == 4
+    assert (again.ema["fc.weight"] == 0.0).all()
+    assert {slot: list(values) for slot, values in again.slots.items()} == {"momentum": ["fc.weight"]}
+    assert (len(again.weights), "fc.bias" in again.weights, again.step) == (1, False, 4)
 
 
 def test_a_trajectory_holds_one_state_at_a_time_and_waits_for_every_reader(tmp_path: Path) -> None:

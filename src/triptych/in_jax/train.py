@@ -145,11 +145,17 @@ class Trainer:
             raise InputRefused(f"the state has optimizer slots {sorted(state.slots)}; {name} has {slots}")
         if recipe.ema_decay is None and state.ema:
             raise InputRefused("the state has an EMA, the recipe has none: set ema_decay, or empty the state's ema")
-        with numerics(model.precision):
-            fields = {optim.STATE_FIELDS[slot]: self._native(parameters, arrays)["params"] for slot, arrays in state.slots.items()}
-            ema = {} if recipe.ema_decay is None else self._native(model.spec.tensors(), state.ema)
-            model.load_weights(state.weights)
-            self._opt_state, self._ema, self._step_count = optax.tree.set(self._opt_state, **fields), ema, state.step
+        for tensors, arrays in ((parameters, slot) for slot in state.slots.values()):
+            checkpoint.check(tensors, arrays)
+        if recipe.ema_decay is not None:
+            checkpoint.check(model.spec.tensors(), state.ema)
+        model.load_weights(state.weights)
+        self._step_count = state.step
+        with numerics(model.precision):  # one part after the other, each in place of the old one: a deep model's state is gigabytes
+            for slot, arrays in state.slots.items():
+                field = {optim.STATE_FIELDS[slot]: self._native(parameters, arrays)["params"]}
+                self._opt_state = optax.tree.set(self._opt_state, **field)
+            self._ema = {} if recipe.ema_decay is None else self._native(model.spec.tensors(), state.ema)
 
     def _differentiate(self, images: np.ndarray, labels: np.ndarray, rngs: Mapping[str, jax.Array] | None = None) -> Any:
         """(loss, gradients, statistics); UsageError unless there is one label in range for each image."""

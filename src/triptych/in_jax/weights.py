@@ -49,7 +49,7 @@ def to_native(tensors: tuple[TensorSpec, ...], arrays: Mapping[str, np.ndarray],
 
     Raises InputRefused, listing every missing, unknown and mis-shaped name.
     """
-    _check(tensors, arrays)
+    check(tensors, arrays)
     native = {tensor.name: _native(tensor, arrays[tensor.name], precision) for tensor in tensors}
     return jax.device_put(tree(tensors, native), device)
 
@@ -71,7 +71,8 @@ def _canonical(tensor: TensorSpec, leaf: jax.Array) -> np.ndarray:
     return np.array(array, np.int64 if tensor.kind == "batch_counter" else array.dtype, order="C")
 
 
-def _check(tensors: tuple[TensorSpec, ...], arrays: Mapping[str, np.ndarray]) -> None:
+def check(tensors: tuple[TensorSpec, ...], arrays: Mapping[str, np.ndarray]) -> None:
+    """InputRefused, listing all of them, if a name is missing, unknown or mis-shaped, or a counter too large for int32."""
     expected = {tensor.name: tensor.shape for tensor in tensors}
     problems = [f"missing {name} {shape}" for name, shape in expected.items() if name not in arrays]
     problems += [f"unknown {name} {np.shape(arrays[name])}" for name in arrays if name not in expected]

@@ -91,12 +91,13 @@ class Trainer:
         if set(state.slots) != set(self.optimizer.slots):
             name, expected = self.recipe.optimizer.name, sorted(self.optimizer.slots)
             raise InputRefused(f"optimizer slots {sorted(state.slots)} given; {name} has {expected}")
-        slots = {name: canonical.native(self.parameters, state.slots[name], f"slots {name!r}") for name in self.optimizer.slots}
-        averages = canonical.native(self._averaged, state.ema, "averaged weights")
+        for name in self.optimizer.slots:
+            canonical.check(self.parameters, state.slots[name], f"slots {name!r}")
+        canonical.check(self._averaged, state.ema, "averaged weights")
         self.model.load_weights(state.weights)
-        for name, values in slots.items():
-            _assign(self.optimizer.slots[name], values)
-        _assign(self.averages, averages)
+        for name, variables in self.optimizer.slots.items():
+            canonical.assign(self.parameters, variables, state.slots[name])
+        canonical.assign(self._averaged, self.averages, state.ema)
         self._step = state.step
 
     def average(self) -> None:
@@ -145,8 +146,3 @@ class Trainer:
     def _seed_dropout(self) -> None:
         for i, layer in enumerate(self._dropouts):
             layer.seed_generator.state.assign([(self.recipe.seed * 1009 + i) % 2**31, self._step])
-
-
-def _assign(variables: Sequence[tf.Variable], values: Sequence[np.ndarray]) -> None:
-    for variable, value in zip(variables, values, strict=True):
-        variable.assign(value)

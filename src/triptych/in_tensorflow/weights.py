@@ -80,8 +80,14 @@ def native(bindings: Iterable[Binding], arrays: Mapping[str, np.ndarray], what: 
 def load(bindings: Iterable[Binding], arrays: Mapping[str, np.ndarray]) -> None:
     """Assign a canonical state; nothing is assigned unless all of it fits."""
     bindings = tuple(bindings)
-    for binding, value in zip(bindings, native(bindings, arrays, "weights"), strict=True):
-        binding.variable.assign(value)
+    check(bindings, arrays, "weights")
+    assign(bindings, [b.variable for b in bindings], arrays)
+
+
+def assign(bindings: Iterable[Binding], variables: Iterable[Any], arrays: Mapping[str, np.ndarray]) -> None:
+    """Checked canonical arrays into variables of the bindings' layouts, one after the other: a deep model's state is gigabytes."""
+    for binding, variable in zip(bindings, variables, strict=True):
+        variable.assign(binding.to_native(np.asarray(arrays[binding.name])))
 
 
 def check(bindings: Iterable[Binding], arrays: Mapping[str, np.ndarray], what: str) -> None:

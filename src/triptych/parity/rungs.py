@@ -131,16 +131,20 @@ def optimizer_alone(subject: Subject) -> Iterator[Observation]:
         trainer.apply(gradients, subject.learning_rate(subject.plan.sgd.schedule, MIDDLE))
         del gradients
         yield from _state(6, subject, kind, trainer.state(), MIDDLE)
+        del trainer  # so that the next one finds its memory free
 
 
 def synchronised_steps(subject: Subject, trajectory: Trajectory) -> Iterator[Observation]:
-    """Rung 7: training steps with a moving learning rate, each from the recorded state of the reference."""
+    """Rung 7: training steps with a moving learning rate, each from the recorded state of the reference.
+
+    AdamW first, whose trainer rung 6 leaves behind: a change of trainers costs another tracing of the model.
+    """
     plan = subject.plan
-    for kind, steps in (("sgd", plan.steps), ("adamw", plan.adamw_steps)):
+    for kind, steps in (("adamw", plan.adamw_steps), ("sgd", plan.steps)):
         trainer = subject.trainer_from(kind)
         for step in range(steps):
             if step > 0 and trajectory.replays:
-                trainer.load_state(_cast(trajectory.read(kind, step - 1), subject.precision))
+                trainer.load_state(_cast(trajectory.read(kind, step - 1), subject))
             rate = subject.learning_rate(subject.recipes[kind].schedule, step)
             loss = trainer.step(*_training_images(subject, step), rate)
             state = trainer.state()
@@ -151,6 +155,7 @@ def synchronised_steps(subject: Subject, trajectory: Trajectory) -> Iterator[Obs
             del state  # a whole training state, which the next step must not find beside its own
         if trajectory.replays and steps:
             trajectory.read(kind, steps - 1)
+        del trainer
 
 
 def free_run(subject: Subject, weights: Weights) -> Iterator[list[np.ndarray]]:
@@ -233,7 +238,10 @@ def _training_images(subject: Subject, step: int) -> tuple[np.ndarray, np.ndarra
     return subject.as_input(images), labels
 
 
-def _cast(state: TrainingState, precision: str) -> TrainingState:
+def _cast(state: TrainingState, subject: Subject) -> TrainingState:
+    precision = subject.precision
+    if precision == subject.plan.precision:
+        return state  # as recorded, each tensor read when it is asked for
     slots = {slot: as_precision(values, precision) for slot, values in state.slots.items()}
     return TrainingState(as_precision(state.weights, precision), slots, as_precision(state.ema, precision), state.step)
 

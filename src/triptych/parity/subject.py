@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import gc
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -45,7 +46,7 @@ class Subject:
         self.geometry: Callable[[Preprocessing, int, int], Geometry] = preprocess.geometry
         self.learning_rate: Callable[[Schedule, int], float] = recipe.learning_rate
         self._models: dict[Spec, Model] = {} if model is None else {self.spec: model}
-        self._trainers: dict[str, Trainer] = {}
+        self._trainers: dict[str, Trainer] = {}  # one at a time: the slots of two would be gigabytes for a deep model
 
     @property
     def recipe(self) -> Recipe:
@@ -71,6 +72,7 @@ class Subject:
         """Forget the model of the forward rung, when it is another than that of the training rungs: memory stays bounded."""
         if self.spec != self.training_spec:
             self._models.pop(self.spec, None)
+            gc.collect()  # a Keras model and its traces refer to each other
 
     @property
     def trainer(self) -> Trainer:
@@ -79,6 +81,8 @@ class Subject:
 
     def _trainer(self, kind: str) -> Trainer:
         if kind not in self._trainers:
+            self._trainers.clear()
+            gc.collect()
             self._trainers[kind] = self.room.create_trainer(self.training_model, self.recipes[kind])
         return self._trainers[kind]
 

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import copy
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
-from safetensors.numpy import load_file
+from safetensors import safe_open
 
 from triptych.core.contract import TrainingState
 from triptych.parity.observation import wait_until, write_tensors
@@ -44,6 +45,34 @@ class MemoryTrajectory:
         return self.states[kind, step]
 
 
+class StoredTensors(Mapping[str, np.ndarray]):
+    """Tensors of a safetensors file, some of them or all: each is read when it is asked for, and nothing is kept.
+
+    The file stays readable when it is deleted meanwhile.
+    """
+
+    def __init__(self, path: Path) -> None:
+        opened: Any = safe_open
+        self._file = opened(path, "numpy")
+        names = self._file.keys()
+        self._keys = {name: name for name in names}
+
+    def __getitem__(self, name: str) -> np.ndarray:
+        return np.asarray(self._file.get_tensor(self._keys[name]))
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._keys)
+
+    def __len__(self) -> int:
+        return len(self._keys)
+
+    def under(self, prefix: str) -> Any:
+        """Those whose names start with `prefix/`, without it."""
+        part = copy.copy(self)
+        part._keys = {name.removeprefix(f"{prefix}/"): key for name, key in self._keys.items() if name.startswith(f"{prefix}/")}
+        return part
+
+
 class FileTrajectory:
     """A trajectory in the run directory. Unless it is kept, one state at a time is on disk: a state is deleted when all
     readers have marked it as read, and the writer waits for that before the next. `before_wait` is called before every wait,
@@ -73,11 +102,11 @@ class FileTrajectory:
         self.last = None
 
     def read(self, kind: str, step: int) -> TrainingState:
-        """The state after `step`, waiting until the reference has written it."""
+        """The state after `step`, waiting until the reference has written it; its tensors are read from the file when asked for."""
         path = self._path(kind, step)
         self.before_wait()
         wait_until(path.exists)
-        state = unflatten(load_file(path), step + 1)
+        state = unflatten(StoredTensors(path), step + 1)
         if not self.keep:
             self._mark(path, self.framework).touch()
         return state
@@ -98,14 +127,7 @@ def flatten(state: TrainingState) -> dict[str, np.ndarray]:
     return flat | {f"ema/{name}": value for name, value in state.ema.items()}
 
 
-def unflatten(flat: dict[str, np.ndarray], step: int) -> TrainingState:
-    """The inverse of `flatten`."""
-    state = TrainingState({}, {}, {}, step)
-    for key, value in flat.items():
-        kind, _, name = key.partition("/")
-        if kind == "slots":
-            slot, _, name = name.partition("/")
-            state.slots.setdefault(slot, {})[name] = value
-        else:
-            (state.weights if kind == "weights" else state.ema)[name] = value
-    return state
+def unflatten(flat: StoredTensors, step: int) -> TrainingState:
+    """The inverse of `flatten`, of tensors that stay in their file."""
+    slots = dict.fromkeys(name.split("/")[1] for name in flat if name.startswith("slots/"))
+    return TrainingState(flat.under("weights"), {slot: flat.under(f"slots/{slot}") for slot in slots}, flat.under("ema"), step)
