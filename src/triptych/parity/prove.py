@@ -101,7 +101,7 @@ def workers(plan: Plan, run: Path) -> Iterator[dict[str, subprocess.Popen[bytes]
     """One process a framework; all are stopped on the way out, whatever happened."""
     processes: dict[str, subprocess.Popen[bytes]] = {}
     try:
-        settings = _environment(run, len(plan.frameworks))
+        settings = _environment(run, plan)
         for framework in plan.frameworks:
             command = [sys.executable, "-m", "triptych.parity.worker", str(run), framework]
             with (run / f"{framework}.log").open("wb") as log:
@@ -117,12 +117,12 @@ def workers(plan: Plan, run: Path) -> Iterator[dict[str, subprocess.Popen[bytes]
             process.wait()
 
 
-def _environment(run: Path, workers_: int) -> dict[str, str]:
+def _environment(run: Path, plan: Plan) -> dict[str, str]:
     """Worker processes own their globals: no TF32, no chatter, a compilation cache of their own, and a fair share of the cores.
 
     OpenMP threads of several workers that spin for each other's cores cost ten times the work; the caller's own setting wins.
     """
-    share = max(1, (os.cpu_count() or 1) // workers_)
+    share = max(1, (os.cpu_count() or 1) // len(plan.frameworks))
     settings = {
         "OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", str(share)),
         "KERAS_BACKEND": "tensorflow",
@@ -134,6 +134,9 @@ def _environment(run: Path, workers_: int) -> dict[str, str]:
         # glibc keeps freed tensors of up to 32 MB for itself unless the limit is fixed: gigabytes, with training states passing through.
         "MALLOC_MMAP_THRESHOLD_": str(2**20),
     }
+    if plan.precision == "float64":
+        # oneDNN has no float64 kernels, only an allocator that keeps what is freed: a third of the memory of a deep model.
+        settings["TF_ENABLE_ONEDNN_OPTS"] = "0"
     return {**os.environ, **settings}
 
 
