@@ -12,7 +12,7 @@ import safetensors.numpy
 
 from triptych.core.errors import InputRefused
 
-_DTYPES: dict[str, type[np.generic]] = {
+DTYPES: dict[str, type[np.generic]] = {
     "F64": np.float64, "F32": np.float32, "F16": np.float16, "BOOL": np.bool_,
     "I64": np.int64, "I32": np.int32, "I16": np.int16, "I8": np.int8,
     "U64": np.uint64, "U32": np.uint32, "U16": np.uint16, "U8": np.uint8,
@@ -49,6 +49,6 @@ def _tensor(name: str, dtype: str, data: bytearray, shape: list[int], source: ob
         # bfloat16 is the upper half of a float32.
         bits = np.frombuffer(data, "<u2").astype(np.uint32) << 16
         return Widened(bits.view(np.float32).reshape(shape), "bfloat16")
-    if dtype not in _DTYPES:
-        raise InputRefused(f"{source}: tensor {name!r} has dtype {dtype}, which is not supported; known: {', '.join(_DTYPES)}, BF16")
-    return np.frombuffer(data, np.dtype(_DTYPES[dtype]).newbyteorder("<")).reshape(shape)
+    if dtype not in DTYPES:
+        raise InputRefused(f"{source}: tensor {name!r} has dtype {dtype}, which is not supported; known: {', '.join(DTYPES)}, BF16")
+    return np.frombuffer(data, np.dtype(DTYPES[dtype]).newbyteorder("<")).reshape(shape)

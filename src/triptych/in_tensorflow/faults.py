@@ -16,6 +16,7 @@ import tensorflow as tf
 
 from triptych.core.recipe import SGD, AdamW
 from triptych.in_tensorflow import data, layers, optim, train
+from triptych.in_tensorflow.model import traced_anew
 from triptych.in_tensorflow.optim import Tensors
 
 Planting = Callable[[Any, str], contextlib.AbstractContextManager[None]]
@@ -43,12 +44,12 @@ def in_layer(wrapper: Callable[[Any, Call, Any], Any]) -> Planting:
 
 
 def in_training(module: Any, name: str) -> Callable[[Callable[..., Any]], Planting]:
-    """Enter a replacement of the function `module.name`, which whatever is traced meanwhile will use."""
+    """Enter a replacement of the function `module.name`, which every trainer traced meanwhile will use."""
 
     def enter(replacement: Callable[..., Any]) -> Planting:
         @contextlib.contextmanager
         def plant(subject: Any, layer: str) -> Iterator[None]:
-            with subject.model.traced_anew(), patch.object(module, name, replacement):
+            with traced_anew(train.Trainer), patch.object(module, name, replacement):
                 yield
 
         PLANTINGS[replacement.__name__] = plant

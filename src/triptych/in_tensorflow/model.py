@@ -116,17 +116,8 @@ class Model:
 
         Keras looks `call` up on the instance, so every model and trainer over this layer sees it. UsageError for an unknown name.
         """
-        with self.traced_anew(), _replaced_call(self._layer(layer), wrapper):
+        with traced_anew(self), _replaced_call(self._layer(layer), wrapper):
             yield
-
-    @contextlib.contextmanager
-    def traced_anew(self) -> Iterator[None]:
-        """Nothing traced before this context is used inside it, and nothing traced inside it afterwards."""
-        self.generation += 1
-        try:
-            yield
-        finally:
-            self.generation += 1
 
     @contextlib.contextmanager
     def running(self) -> Iterator[None]:
@@ -177,19 +168,30 @@ class Model:
         return outputs, state
 
 
-class Traces:
-    """The `tf.function`s of one owner, traced anew whenever an interception of the model opens or closes."""
+@contextlib.contextmanager
+def traced_anew(watched: Any) -> Iterator[None]:
+    """What was traced from `watched` (a model, the class of trainers) before this context is not used inside it, nor the reverse."""
+    watched.generation += 1
+    try:
+        yield
+    finally:
+        watched.generation += 1
 
-    def __init__(self, model: Model) -> None:
-        self._model = model
-        self._generation = model.generation
+
+class Traces:
+    """The `tf.function`s of one owner, traced anew whenever the `generation` of something that they are traced from moves on."""
+
+    def __init__(self, *watched: Any) -> None:
+        self._watched = watched
+        self._generations: list[int] = []
         self._functions: dict[str, Any] = {}
 
     def __call__(self, function: Callable[..., Any]) -> Callable[..., Any]:
         """The compiled form of a method of the owner."""
-        if self._generation != self._model.generation:
+        generations = [each.generation for each in self._watched]
+        if self._generations != generations:
             self._functions.clear()
-            self._generation = self._model.generation
+            self._generations = generations
         if function.__name__ not in self._functions:
             self._functions[function.__name__] = tf.function(function, autograph=False, reduce_retracing=True)
         return self._functions[function.__name__]

@@ -45,6 +45,9 @@ class Trainer:
     Dropout, when the spec has it, is active in `step` alone; its stream is a function of the recipe's seed and the step.
     """
 
+    generation = 0
+    """Moves on when something changes that every trainer is traced from, such as the loss."""
+
     def __init__(self, model: Model, recipe: Recipe) -> None:
         self.model = model
         self.recipe = recipe
@@ -56,7 +59,7 @@ class Trainer:
         self._averaged = averaged
         self._dropouts = [layer for layer in model.native.layers if isinstance(layer, keras.layers.Dropout)]
         self._step = 0
-        self._traces = Traces(model)
+        self._traces = Traces(model, Trainer)
 
     def gradients(self, images: np.ndarray, labels: np.ndarray) -> Gradients:
         """Loss and gradients in train mode, dropout off; nothing is updated."""

@@ -75,6 +75,11 @@ class Planted:
         """The rung that must catch it; the last one to climb."""
         return self.fault.rung
 
+    @property
+    def leaves_model(self) -> bool:
+        """Whether it is planted beside the model: in the input pipeline, the loss or the optimizer."""
+        return self.rung in (2, 5, 6)
+
     def plant(self, subject: Subject) -> AbstractContextManager[Any]:
         """Plant it in a subject; it is gone when the context closes. LeftClean when this framework cannot express it."""
         plant = self.fault.plant or subject.room.PLANTINGS.get(self.fault.name)

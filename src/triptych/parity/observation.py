@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 import contextlib
+import copy
 import json
 import os
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
-from safetensors import safe_open
 from safetensors.numpy import save_file
 
 from triptych.core.errors import TriptychError
+from triptych.core.tensor_file import DTYPES
 
 SHARD_BYTES = 64 * 2**20
 PENDING_BYTES = 192 * 2**20
@@ -111,9 +113,9 @@ class ShardReader:
             path = self._wait(number)
             if path is None:
                 return
-            with safe_open(path, framework="numpy") as shard:
-                for i, fields in enumerate(json.loads(shard.metadata()["observations"])):
-                    yield Observation(**{**fields, "value": shard.get_tensor(str(i))})
+            shard = StoredTensors(path)
+            for i, fields in enumerate(json.loads(shard.metadata["observations"])):
+                yield Observation(**{**fields, "value": shard[str(i)]})
             path.unlink()
 
     def _wait(self, number: int) -> Path | None:
@@ -128,6 +130,38 @@ class ShardReader:
             elif callable(self.alive) and not self.alive() and not done.exists() and not path.exists():
                 raise TriptychError(f"the worker in {self.directory.name} ended without finishing its observations")
             time.sleep(POLL_SECONDS)
+
+
+class StoredTensors(Mapping[str, np.ndarray]):
+    """Tensors of a file of `write_tensors`, some of them or all, mapped into memory: nothing is copied before it is used.
+
+    Gigabytes pass through these files at every step, where a copy of each tensor would cost as much as the step. The arrays are
+    read-only, and stay readable when the file is deleted meanwhile.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self._bytes = np.memmap(path, np.uint8, "r")
+        end = 8 + int.from_bytes(self._bytes[:8].tobytes(), "little")
+        header = json.loads(self._bytes[8:end].tobytes())
+        self.metadata: dict[str, str] = header.pop("__metadata__", {})
+        self._data, self._entries = self._bytes[end:], header
+
+    def __getitem__(self, name: str) -> np.ndarray:
+        entry = self._entries[name]
+        start, stop = entry["data_offsets"]
+        return np.asarray(self._data[start:stop].view(DTYPES[entry["dtype"]]).reshape(entry["shape"]))
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._entries)
+
+    def __len__(self) -> int:
+        return len(self._entries)
+
+    def under(self, prefix: str) -> Any:
+        """Those whose names start with `prefix/`, without it."""
+        part = copy.copy(self)
+        part._entries = {name.removeprefix(f"{prefix}/"): entry for name, entry in self._entries.items() if name.startswith(f"{prefix}/")}
+        return part
 
 
 def write_tensors(path: Path, tensors: dict[str, np.ndarray], metadata: dict[str, str] | None = None) -> None:

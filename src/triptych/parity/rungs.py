@@ -168,9 +168,9 @@ def free_run(subject: Subject, weights: Weights) -> Iterator[list[np.ndarray]]:
         yield [sketch(held[tensor.name]) for tensor in subject.plan.training_spec.tensors() if tensor.kind != "batch_counter"]
 
 
-def self_divergence(subject: Subject) -> list[list[float]]:
-    """Curves, one a perturbation: how far a run strays from itself when its initial weights move by one unit in the last place."""
-    base = list(free_run(subject, subject.weights))
+def self_divergence(subject: Subject, base: list[list[np.ndarray]]) -> list[list[float]]:
+    """Curves, one a perturbation: how far `base`, a free run, strays from itself when its initial weights move by one unit in the last
+    place."""
     curves = []
     for number in range(subject.plan.perturbations):
         run = free_run(subject, initialize.one_ulp_away(subject.training_spec, subject.weights, number))

@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import copy
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Protocol
 
 import numpy as np
-from safetensors import safe_open
 
 from triptych.core.contract import TrainingState
-from triptych.parity.observation import wait_until, write_tensors
+from triptych.parity.observation import StoredTensors, wait_until, write_tensors
 
 
 class Trajectory(Protocol):
@@ -43,34 +41,6 @@ class MemoryTrajectory:
     def read(self, kind: str, step: int) -> TrainingState:
         """The state after `step`."""
         return self.states[kind, step]
-
-
-class StoredTensors(Mapping[str, np.ndarray]):
-    """Tensors of a safetensors file, some of them or all: each is read when it is asked for, and nothing is kept.
-
-    The file stays readable when it is deleted meanwhile.
-    """
-
-    def __init__(self, path: Path) -> None:
-        opened: Any = safe_open
-        self._file = opened(path, "numpy")
-        names = self._file.keys()
-        self._keys = {name: name for name in names}
-
-    def __getitem__(self, name: str) -> np.ndarray:
-        return np.asarray(self._file.get_tensor(self._keys[name]))
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(self._keys)
-
-    def __len__(self) -> int:
-        return len(self._keys)
-
-    def under(self, prefix: str) -> Any:
-        """Those whose names start with `prefix/`, without it."""
-        part = copy.copy(self)
-        part._keys = {name.removeprefix(f"{prefix}/"): key for name, key in self._keys.items() if name.startswith(f"{prefix}/")}
-        return part
 
 
 class FileTrajectory:

@@ -7,16 +7,18 @@ container or another machine that shares it. Globals of the framework (TF32, com
 from __future__ import annotations
 
 import dataclasses
+import functools
 import resource
 import sys
 import traceback
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
 from safetensors.numpy import load_file
 
 from triptych.core import contract, initialize
+from triptych.core.contract import Model
 from triptych.core.initialize import Weights
 from triptych.parity import faults, rungs
 from triptych.parity import plan as plans
@@ -70,17 +72,12 @@ def _climb(run_directory: Path, plan: Plan, framework: str, weights: Weights, wr
     trajectory.close()
     for observation in _context(subject, plan):
         writer.write(observation)
-    for observation in _free(subject, plan):
-        writer.write(observation)
+    run = list(rungs.free_run(subject, subject.weights)) if 8 in plan.rungs else []
+    for step, sketches in enumerate(run):
+        for number, value in enumerate(sketches):
+            writer.write(Observation(8, "free", f"sketch {number}", value, step))
     writer.flush()
-    return {"self_divergence": rungs.self_divergence(subject) if reference and 8 in plan.rungs else []}
-
-
-def _free(subject: Subject, plan: Plan) -> Iterator[Observation]:
-    if 8 in plan.rungs:
-        for step, sketches in enumerate(rungs.free_run(subject, subject.weights)):
-            for number, value in enumerate(sketches):
-                yield Observation(8, "free", f"sketch {number}", value, step)
+    return {"self_divergence": rungs.self_divergence(subject, run) if reference and run else []}
 
 
 def _context(subject: Subject, plan: Plan) -> Iterator[Observation]:
@@ -108,20 +105,33 @@ def float32_logits(subject: Subject) -> Observation:
 
 
 def _faulty(plan: Plan, framework: str, weights: Weights, trajectory: FileTrajectory) -> Iterator[Observation]:
-    """Each fault planted in turn in a fresh subject, climbed up to the rung that should catch it."""
+    """Each fault planted in turn in a fresh subject, climbed up to the rung that should catch it.
+
+    Those that leave the model alone share one, which then needs to be traced and compiled but once; it begins each with the plan's weights.
+    """
+    shared: dict[str, Model] = {}
+
+    def subject(fault: faults.Planted, precision: str) -> Subject:
+        fresh = Subject(framework, plan, dict(weights), precision=precision)
+        if not fault.leaves_model:
+            return fresh
+        model = shared.setdefault(precision, fresh.model)
+        model.load_weights(fresh.weights)
+        return Subject(framework, plan, dict(weights), precision=precision, model=model)
+
     for name in plan.faults:
         fault = faults.find(name, plan.training_spec)
-        for observation in _one_fault(fault, framework, plan, weights, trajectory):
+        for observation in _one_fault(fault, functools.partial(subject, fault), plan, trajectory):
             yield dataclasses.replace(observation, fault=name)
 
 
-def _one_fault(fault: faults.Planted, framework: str, plan: Plan, weights: Weights, trajectory: FileTrajectory) -> Iterator[Observation]:
-    subject, rung = Subject(framework, plan, dict(weights)), 1
+def _one_fault(fault: faults.Planted, create: Callable[[str], Subject], plan: Plan, trajectory: FileTrajectory) -> Iterator[Observation]:
+    subject, rung = create(plan.precision), 1
     try:
         with fault.plant(subject):
             for rung in (r for r in plan.rungs if r <= fault.rung and r < 8):
                 yield from rungs.climb(subject, trajectory, (rung,))
-        single = Subject(framework, plan, dict(weights), precision="float32")
+        single = create("float32")
         with fault.plant(single):
             yield float32_logits(single)
     except faults.LeftClean:

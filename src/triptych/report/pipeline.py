@@ -57,6 +57,7 @@ class Settings:
     precision: str
     batch_size: int = 64
     peak: float = 0.1
+    label_smoothing: float = 0.1
     compare_weights: bool = False
 
     @property
@@ -64,11 +65,11 @@ class Settings:
         """The command that trains the same."""
         return (
             f"triptych train {TRAINED} --framework all --data {DATA} --epochs {self.epochs:g} --batch-size {self.batch_size} "
-            f"--learning-rate {self.peak:g} --precision {self.precision} --out RUN"
+            f"--learning-rate {self.peak:g} --label-smoothing {self.label_smoothing:g} --precision {self.precision} --out RUN"
         )
 
 
-FULL = Settings("training", epochs=12, precision="float32")
+FULL = Settings("training", epochs=8, precision="float32", batch_size=32)
 SHORT = Settings("short_training", epochs=0.5, precision="float64", compare_weights=True)
 
 
@@ -203,7 +204,10 @@ def _side_by_side(tasks: Sequence[Callable[[], Any]]) -> None:
 
 def _job(settings: Settings) -> Job:
     samples = len(open_source(DATA, "train"))
-    recipe, steps = standard_recipe(samples=samples, epochs=settings.epochs, batch_size=settings.batch_size, peak=settings.peak)
+    recipe, steps = standard_recipe(
+        samples=samples, epochs=settings.epochs, batch_size=settings.batch_size, peak=settings.peak,
+        label_smoothing=settings.label_smoothing,
+    )  # fmt: skip
     return Job(TRAINED, DATA, recipe, steps, settings.precision, keep_sketches=settings.compare_weights)
 
 
