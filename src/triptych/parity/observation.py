@@ -7,6 +7,7 @@ import copy
 import json
 import os
 import time
+import weakref
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -133,23 +134,27 @@ class ShardReader:
 
 
 class StoredTensors(Mapping[str, np.ndarray]):
-    """Tensors of a file of `write_tensors`, some of them or all, mapped into memory: nothing is copied before it is used.
+    """Tensors of a file of `write_tensors`, some of them or all, each mapped into memory for as long as it is held.
 
-    Gigabytes pass through these files at every step, where a copy of each tensor would cost as much as the step. The arrays are
-    read-only, and stay readable when the file is deleted meanwhile.
+    Gigabytes pass through these files at every step, where a copy of each tensor would cost as much as the step, and a map of the
+    whole file would stand in memory beside the training state. The arrays are read-only; the file may be deleted meanwhile.
     """
 
     def __init__(self, path: Path) -> None:
-        self._bytes = np.memmap(path, np.uint8, "r")
-        end = 8 + int.from_bytes(self._bytes[:8].tobytes(), "little")
-        header = json.loads(self._bytes[8:end].tobytes())
+        self._file = path.open("rb")
+        weakref.finalize(self, self._file.close)
+        self._start = 8 + int.from_bytes(self._file.read(8), "little")
+        header = json.loads(self._file.read(self._start - 8))
         self.metadata: dict[str, str] = header.pop("__metadata__", {})
-        self._data, self._entries = self._bytes[end:], header
+        self._entries: dict[str, Any] = header
+        self._whole: StoredTensors | None = None
 
     def __getitem__(self, name: str) -> np.ndarray:
         entry = self._entries[name]
-        start, stop = entry["data_offsets"]
-        return np.asarray(self._data[start:stop].view(DTYPES[entry["dtype"]]).reshape(entry["shape"]))
+        dtype, shape, (start, stop) = DTYPES[entry["dtype"]], tuple(entry["shape"]), entry["data_offsets"]
+        if start == stop:
+            return np.empty(shape, dtype)
+        return np.asarray(np.memmap(self._file, dtype, "r", self._start + start, shape))
 
     def __iter__(self) -> Iterator[str]:
         return iter(self._entries)
@@ -160,6 +165,7 @@ class StoredTensors(Mapping[str, np.ndarray]):
     def under(self, prefix: str) -> Any:
         """Those whose names start with `prefix/`, without it."""
         part = copy.copy(self)
+        part._whole = self  # which closes the file when nobody holds it any more
         part._entries = {name.removeprefix(f"{prefix}/"): entry for name, entry in self._entries.items() if name.startswith(f"{prefix}/")}
         return part
 
