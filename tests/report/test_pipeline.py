@@ -236,7 +236,7 @@ def test_the_command_beside_a_training_trains_the_same(settings):
     assert (given["model"], given["data"], given["framework"]) == (job.model, job.data, "all")
     assert (given["epochs"], given["batch_size"]) == (settings.epochs, job.recipe.global_batch_size)
     assert (given["learning_rate"], given["precision"]) == (job.recipe.schedule.peak, job.precision)
-    assert given["label_smoothing"] == job.recipe.label_smoothing
+    assert (given["label_smoothing"], given["ema"]) == (job.recipe.label_smoothing, job.recipe.ema_decay)
     assert (given["weight_decay"], given["seed"]) == (job.recipe.optimizer.weight_decay, job.recipe.seed)
 
 

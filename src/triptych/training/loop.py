@@ -40,9 +40,12 @@ def train(job: Job, framework: str, out: Path, progress: Progress = lambda step,
     started = time.perf_counter()
     losses = _steps(job, spec, room, trainer, source, out, progress)
     seconds = time.perf_counter() - started
-    correct = count_correct(model, room, spec, test)
     final = trainer.state()
-    checkpoint.save(out / "checkpoint", spec, final.weights, labels=source.classes, provenance=_provenance(job, framework), training=final)
+    # The moving average, when there is one, is the trained model; a training state belongs beside the weights it goes on from.
+    weights, state = (final.ema, None) if final.ema else (final.weights, final)
+    model.load_weights(weights)
+    correct = count_correct(model, room, spec, test)
+    checkpoint.save(out / "checkpoint", spec, weights, labels=source.classes, provenance=_provenance(job, framework), training=state)
     result = {
         "schema": 1, "framework": framework, "job": job.to_json(), "losses": losses, "correct": correct, "test_images": len(test),
         "test_accuracy": correct / len(test), "seconds": seconds, "train_images": len(source), "data_sha256": source.sha256(),
