@@ -95,3 +95,15 @@ def test_a_trajectory_holds_one_state_at_a_time_and_waits_for_every_reader(tmp_p
         assert reader.read("sgd", 1).weights["fc.weight"][0] == 1.5
     thread.join(timeout=5)
     assert not list(tmp_path.iterdir())
+
+
+def test_tensors_of_every_shape_are_mapped(tmp_path: Path) -> None:
+    given = {"scalar": np.float64(3.5), "empty": np.empty((0, 4), np.float32), "counter": np.arange(6).reshape(2, 3)}
+    observation.write_tensors(tmp_path / "some.safetensors", given, {"made": "here"})
+    stored = StoredTensors(tmp_path / "some.safetensors")
+    assert stored.metadata == {"made": "here"}
+    for name, value in given.items():
+        assert (stored[name].shape, stored[name].dtype) == (np.shape(value), np.asarray(value).dtype)
+        assert np.array_equal(stored[name], value)
+    with pytest.raises(KeyError):
+        stored["missing"]

@@ -6,6 +6,7 @@ import dataclasses
 import json
 import os
 import shlex
+import threading
 import time
 from collections import Counter
 from functools import partial
@@ -356,3 +357,25 @@ def test_tasks_side_by_side_have_cores_of_their_own_and_all_are_done():
     assert os.sched_getaffinity(0) == before
     with pytest.raises(ZeroDivisionError):
         pipeline._side_by_side([lambda: None, lambda: 1 // 0])
+
+
+def test_after_a_failure_the_step_beside_it_ends_and_the_rest_is_dropped():
+    begun, failed = [], threading.Event()
+
+    def slow() -> None:
+        begun.append("slow")
+        failed.wait(10)
+        time.sleep(0.2)
+        begun.append("slow ended")
+
+    def fails() -> None:
+        failed.set()
+        raise StorageError("disk full")
+
+    with pytest.raises(StorageError, match="disk full"):
+        pipeline._two_at_a_time(slow, fails, *[lambda: time.sleep(0.5)] * 3, lambda: begun.append("last"))
+    assert begun == ["slow", "slow ended"]
+
+
+def test_steps_give_their_results_in_order():
+    assert pipeline._two_at_a_time(lambda: time.sleep(0.1), lambda: 1, lambda: 2) == [None, 1, 2]

@@ -14,6 +14,7 @@ from safetensors.numpy import load_file
 import triptych
 from triptych.cli import main
 from triptych.core import catalog, contract, initialize, recipe
+from triptych.core.difference import sketch
 from triptych.core.errors import TriptychError, UsageError
 from triptych.core.recipe import SGD, AdamW, Recipe, Schedule
 from triptych.data import Source, open_source
@@ -210,3 +211,12 @@ def test_an_unknown_model_is_refused_before_anything_is_written(tmp_path: Path, 
     assert ended.value.code == 2
     assert "did you mean 'resnet50'?" in capsys.readouterr().err
     assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize("decay", [None, 0.9])
+def test_the_trained_model_is_the_moving_average_when_there_is_one(decay: float | None, tmp_path: Path) -> None:
+    job = dataclasses.replace(JOB, recipe=dataclasses.replace(RECIPE, ema_decay=decay))
+    train(job, FRAMEWORKS[0], tmp_path)
+    saved = load_file(tmp_path / "checkpoint" / "model.safetensors")
+    last = load_file(tmp_path / "sketches.safetensors")[f"{job.steps - 1}/fc.bias"]
+    assert np.array_equal(sketch(saved["fc.bias"]), last) == (decay is None)

@@ -115,9 +115,10 @@ def _faulty(plan: Plan, framework: str, weights: Weights, trajectory: FileTrajec
         fresh = Subject(framework, plan, dict(weights), precision=precision)
         if not fault.leaves_model:
             return fresh
-        model = shared.setdefault(precision, fresh.model)
-        model.load_weights(fresh.weights)
-        return Subject(framework, plan, dict(weights), precision=precision, model=model)
+        if precision not in shared:
+            shared[precision] = fresh.model
+        shared[precision].load_weights(fresh.weights)
+        return Subject(framework, plan, dict(weights), precision=precision, model=shared[precision])
 
     for name in plan.faults:
         fault = faults.find(name, plan.training_spec)
