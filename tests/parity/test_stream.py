@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import threading
 import time
+import tracemalloc
 from pathlib import Path
 
 import numpy as np
 import pytest
 
+from triptych.core import catalog, contract, initialize
 from triptych.core.contract import TrainingState
 from triptych.core.errors import TriptychError
+from triptych.core.recipe import AdamW, Recipe, Schedule
 from triptych.parity import observation
 from triptych.parity.observation import Observation, ShardReader, ShardWriter
 from triptych.parity.trajectory import FileTrajectory, StoredTensors, flatten, unflatten
@@ -107,3 +110,27 @@ def test_tensors_of_every_shape_are_mapped(tmp_path: Path) -> None:
         assert np.array_equal(stored[name], value)
     with pytest.raises(KeyError):
         stored["missing"]
+
+
+@pytest.mark.parametrize("framework", contract.installed())
+def test_a_view_of_a_training_state_takes_no_memory_until_it_is_read(framework: str) -> None:
+    """A copy beside the native state would put a deep model's worker over its bound of memory."""
+    spec = catalog.get_spec("mlp", hidden=(64,))
+    weights = initialize.initial_weights(spec, 0, "float64")
+    recipe = Recipe(AdamW(), Schedule(1e-3, 0, 3), 2, ema_decay=0.9)
+    room = contract.load(framework)
+    trainer = room.create_trainer(room.create_model(spec, weights, precision="float64", device="cpu"), recipe)
+    trainer.state()  # what the first reading imports or compiles is not its copy
+    tracemalloc.start()
+    try:
+        view = trainer.view()
+        kept = {name: len(values) for name, values in {"weights": view.weights, **view.slots, "ema": view.ema}.items()}
+        held = tracemalloc.get_traced_memory()[0]
+        state = view.copy()
+        copied = tracemalloc.get_traced_memory()[0] - held
+    finally:
+        tracemalloc.stop()
+    size = sum(value.nbytes for value in weights.values())
+    assert kept == {"weights": 4, "exp_avg": 4, "exp_avg_sq": 4, "ema": 4}
+    assert held < 0.05 * size < 3.9 * size < copied
+    assert all(np.array_equal(state.weights[name], value) and np.array_equal(state.ema[name], value) for name, value in weights.items())

@@ -16,7 +16,7 @@ IMAGENET = Preprocessing(resize_short_side=256, crop=224, mean=(0.485, 0.456, 0.
 # Per-channel statistics of the CIFAR-10 training set (`triptych data statistics` is planned; these are the field's usual figures).
 CIFAR = Preprocessing(resize_short_side=None, crop=32, mean=(0.4914, 0.4822, 0.4465), std=(0.2470, 0.2435, 0.2616))
 # Mean and standard deviation of the embedded digits' training split on [0, 1] (`data/digits.py`; a test computes them).
-DIGITS = Preprocessing(resize_short_side=None, crop=32, mean=(0.3053,), std=(0.3762,))
+DIGITS = Preprocessing(resize_short_side=None, crop=32, mean=(0.3057,), std=(0.376,))
 
 # PyTorch's and torchvision's constants, not Keras' (epsilon 1e-3) nor anybody's default (numerics 4, 5).
 BATCH_NORM = BatchNormSpec(epsilon=1e-5, momentum=0.1)

@@ -11,7 +11,7 @@ import importlib
 import importlib.util
 import os
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -73,10 +73,30 @@ class Gradients:
 class TrainingState:
     """All that a training step reads and writes, canonical: weights with statistics, optimizer slots by name, EMA, step count."""
 
-    weights: Arrays
-    slots: dict[str, Arrays]
-    ema: Arrays
+    weights: Mapping[str, np.ndarray]
+    slots: Mapping[str, Mapping[str, np.ndarray]]
+    ema: Mapping[str, np.ndarray]
     step: int
+
+    def copy(self) -> TrainingState:
+        """The same with every tensor read."""
+        return TrainingState(dict(self.weights), {slot: dict(values) for slot, values in self.slots.items()}, dict(self.ema), self.step)
+
+
+class Converted(Mapping[str, "np.ndarray"]):
+    """Native tensors by canonical name, each converted when it is read: a copy of all would double a deep model's memory."""
+
+    def __init__(self, native: Mapping[str, Any], convert: Callable[[Any], np.ndarray]) -> None:
+        self._native, self._convert = native, convert
+
+    def __getitem__(self, name: str) -> np.ndarray:
+        return self._convert(self._native[name])
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._native)
+
+    def __len__(self) -> int:
+        return len(self._native)
 
 
 class Model(Protocol):
@@ -135,7 +155,11 @@ class Trainer(Protocol):
         ...
 
     def state(self) -> TrainingState:
-        """The canonical training state, bit for bit."""
+        """The canonical training state, bit for bit; a copy."""
+        ...
+
+    def view(self) -> TrainingState:
+        """`state()` with each tensor converted when it is read, which must be before the trainer moves on."""
         ...
 
     def load_state(self, state: TrainingState) -> None:
@@ -234,6 +258,6 @@ def check_device(device: str) -> None:
 
 
 __all__ = [
-    "DEVICES", "FRAMEWORKS", "PRECISIONS", "Forward", "Framework", "Gradients", "Model", "Room", "Trainer", "TrainingState",
+    "DEVICES", "FRAMEWORKS", "PRECISIONS", "Converted", "Forward", "Framework", "Gradients", "Model", "Room", "Trainer", "TrainingState",
     "check_device", "check_installed", "check_precision", "framework", "installed", "load",
 ]  # fmt: skip

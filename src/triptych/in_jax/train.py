@@ -127,15 +127,18 @@ class Trainer:
             return float(loss)
 
     def state(self) -> TrainingState:
-        """The canonical training state, bit for bit."""
+        """The canonical training state, bit for bit; a copy."""
+        return self.view().copy()
+
+    def view(self) -> TrainingState:
+        """`state()` with each tensor converted when it is read, which must be before the trainer moves on."""
         spec, recipe = self.model.spec, self.recipe
-        with numerics(self.model.precision):
-            slots = {
-                slot: checkpoint.to_canonical(spec.parameters(), {"params": optax.tree.get(self._opt_state, optim.STATE_FIELDS[slot])})
-                for slot in recipe.optimizer.slots
-            }
-            ema = {} if recipe.ema_decay is None else checkpoint.to_canonical(spec.tensors(), self._ema)
-        return TrainingState(self.model.weights(), slots, ema, self._step_count)
+        slots = {
+            slot: checkpoint.view(spec.parameters(), {"params": optax.tree.get(self._opt_state, optim.STATE_FIELDS[slot])})
+            for slot in recipe.optimizer.slots
+        }
+        ema = {} if recipe.ema_decay is None else checkpoint.view(spec.tensors(), self._ema)
+        return TrainingState(checkpoint.view(spec.tensors(), self.model.variables), slots, ema, self._step_count)
 
     def load_state(self, state: TrainingState) -> None:
         """Take a canonical training state, bit for bit. InputRefused, before anything is taken, when a part does not fit."""

@@ -14,6 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax.traverse_util import flatten_dict, unflatten_dict
 
+from triptych.core.contract import Converted
 from triptych.core.errors import InputRefused
 from triptych.core.spec import Kind, TensorSpec
 
@@ -60,10 +61,15 @@ def _native(tensor: TensorSpec, array: np.ndarray, precision: str) -> jax.Array:
     return jnp.array(np.asarray(array).transpose(NATIVE[tensor.kind][2]).astype(dtype))
 
 
+def view(tensors: Iterable[TensorSpec], variables: Mapping[str, Any]) -> Converted:
+    """`to_canonical` with each array converted when it is asked for."""
+    leaves = flatten_dict(variables)
+    return Converted({tensor.name: (tensor, leaves[path(tensor)]) for tensor in tensors}, lambda held: _canonical(*held))
+
+
 def to_canonical(tensors: Iterable[TensorSpec], variables: Mapping[str, Any]) -> Arrays:
     """Native variables -> canonical arrays of the caller's own; counters int64."""
-    leaves = flatten_dict(variables)
-    return {tensor.name: _canonical(tensor, leaves[path(tensor)]) for tensor in tensors}
+    return dict(view(tensors, variables))
 
 
 def _canonical(tensor: TensorSpec, leaf: jax.Array) -> np.ndarray:

@@ -84,8 +84,12 @@ class Trainer:
 
     def state(self) -> TrainingState:
         """The canonical training state, bit for bit; a copy."""
-        slots = {slot: canonical.to_arrays(tensors) for slot, tensors in self._slots().items()}
-        return TrainingState(self.model.weights(), slots, canonical.to_arrays(self.average), self.steps)
+        return self.view().copy()
+
+    def view(self) -> TrainingState:
+        """`state()` with each tensor converted when it is read, which must be before the trainer moves on."""
+        slots = {slot: canonical.view(tensors) for slot, tensors in self._slots().items()}
+        return TrainingState(canonical.view(self.model.native.state_dict()), slots, canonical.view(self.average), self.steps)
 
     def load_state(self, state: TrainingState) -> None:
         """Take a canonical training state, bit for bit. Raises InputRefused, with nothing changed, when a part does not fit."""

@@ -18,15 +18,21 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from triptych.core.contract import Converted
 from triptych.core.errors import InputRefused
 from triptych.core.tensor_file import Widened
 
 Arrays = dict[str, np.ndarray]
 
 
+def view(tensors: Mapping[str, Tensor]) -> Converted:
+    """The tensors, each copied when it is read."""
+    return Converted(tensors, to_array)
+
+
 def to_arrays(tensors: Mapping[str, Tensor]) -> Arrays:
     """Copies of the tensors as C-contiguous numpy arrays; nothing is shared with the model."""
-    return {name: to_array(tensor) for name, tensor in tensors.items()}
+    return dict(view(tensors))
 
 
 def to_array(tensor: Tensor) -> np.ndarray:

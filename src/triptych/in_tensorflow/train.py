@@ -85,9 +85,13 @@ class Trainer:
         return float(loss)
 
     def state(self) -> TrainingState:
-        """The canonical training state, bit for bit."""
-        slots = {name: canonical.read(self.parameters, variables) for name, variables in self.optimizer.slots.items()}
-        return TrainingState(self.model.weights(), slots, canonical.read(self._averaged, self.averages), self._step)
+        """The canonical training state, bit for bit; a copy."""
+        return self.view().copy()
+
+    def view(self) -> TrainingState:
+        """`state()` with each tensor converted when it is read, which must be before the trainer moves on."""
+        slots = {name: canonical.view(self.parameters, variables) for name, variables in self.optimizer.slots.items()}
+        return TrainingState(canonical.view(self.model.bindings), slots, canonical.view(self._averaged, self.averages), self._step)
 
     def load_state(self, state: TrainingState) -> None:
         """Take a canonical training state, bit for bit. InputRefused, before anything is changed, when a part does not fit."""

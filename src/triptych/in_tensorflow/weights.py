@@ -9,6 +9,7 @@ from typing import Any
 import keras
 import numpy as np
 
+from triptych.core.contract import Converted
 from triptych.core.errors import InputRefused
 from triptych.core.spec import Kind, Spec, TensorSpec
 
@@ -63,11 +64,16 @@ def bind(model: keras.Model, spec: Spec) -> Bindings:
     return tuple(Binding(tensor, getattr(model.get_layer(tensor.layer), ATTRIBUTES[tensor.kind])) for tensor in spec.tensors())
 
 
-def read(bindings: Iterable[Binding], values: Iterable[Any] | None = None) -> Arrays:
-    """The canonical arrays of the bound variables, or of `values` that have their layouts (gradients, slots, averages)."""
+def view(bindings: Iterable[Binding], values: Iterable[Any] | None = None) -> Converted:
+    """`read` with each array converted when it is asked for."""
     bindings = tuple(bindings)
     values = [b.variable.value for b in bindings] if values is None else values
-    return {b.name: b.to_canonical(value) for b, value in zip(bindings, values, strict=True)}
+    return Converted({b.name: (b, value) for b, value in zip(bindings, values, strict=True)}, lambda held: held[0].to_canonical(held[1]))
+
+
+def read(bindings: Iterable[Binding], values: Iterable[Any] | None = None) -> Arrays:
+    """The canonical arrays of the bound variables, or of `values` that have their layouts (gradients, slots, averages)."""
+    return dict(view(bindings, values))
 
 
 def native(bindings: Iterable[Binding], arrays: Mapping[str, np.ndarray], what: str) -> list[np.ndarray]:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -130,7 +130,7 @@ def optimizer_alone(subject: Subject) -> Iterator[Observation]:
         gradients = {name: _noise(subject, f"gradient/{name}", like, 1e-2) for name, like in _parameters(subject).items()}
         trainer.apply(gradients, subject.learning_rate(subject.plan.sgd.schedule, MIDDLE))
         del gradients
-        yield from _state(6, subject, kind, trainer.state(), MIDDLE)
+        yield from _state(6, subject, kind, trainer.view(), MIDDLE)
         del trainer  # so that the next one finds its memory free
 
 
@@ -147,7 +147,7 @@ def synchronised_steps(subject: Subject, trajectory: Trajectory) -> Iterator[Obs
                 trainer.load_state(_cast(trajectory.read(kind, step - 1), subject))
             rate = subject.learning_rate(subject.recipes[kind].schedule, step)
             loss = trainer.step(*_training_images(subject, step), rate)
-            state = trainer.state()
+            state = trainer.view()
             if not trajectory.replays:
                 trajectory.write(kind, step, state)
             yield Observation(7, "loss", f"{kind} loss", np.asarray(loss, np.float64), step)
@@ -164,7 +164,7 @@ def free_run(subject: Subject, weights: Weights) -> Iterator[list[np.ndarray]]:
     for step in range(subject.plan.free_steps):
         rate = FREE_RATE[subject.precision] * subject.learning_rate(subject.recipes["sgd"].schedule, step)
         trainer.step(*_training_images(subject, step), rate)
-        held = trainer.state().weights
+        held = trainer.view().weights
         yield [sketch(held[tensor.name]) for tensor in subject.plan.training_spec.tensors() if tensor.kind != "batch_counter"]
 
 
@@ -211,16 +211,19 @@ def _state(rung: int, subject: Subject, kind: str, state: TrainingState, step: i
 
 def _arbitrary_state(subject: Subject, kind: str, step: int) -> TrainingState:
     """A state in which every term of the update counts: moments of mixed size, an average apart from the weights."""
-    state = initial_state(subject.recipes[kind], subject.weights, subject.training_spec)
-    for slot, values in state.slots.items():
-        for name, like in values.items():
-            noise = _noise(subject, f"{slot}/{name}", like, 1e-2)
-            # Roots of second moments down to 1e-5, where the place of AdamW's epsilon shows (numerics 15).
-            values[name] = subject.as_input((np.abs(noise) + 1e-5) ** 2) if slot == "exp_avg_sq" else noise
-    state.ema = {
-        name: value if value.dtype == np.int64 else value + _noise(subject, f"ema/{name}", value, 1e-2) for name, value in state.ema.items()
-    }
-    return dataclasses.replace(state, step=step)
+
+    def moment(slot: str, name: str, like: np.ndarray) -> np.ndarray:
+        noise = _noise(subject, f"{slot}/{name}", like, 1e-2)
+        # Roots of second moments down to 1e-5, where the place of AdamW's epsilon shows (numerics 15).
+        return subject.as_input((np.abs(noise) + 1e-5) ** 2) if slot == "exp_avg_sq" else noise
+
+    def average(name: str, value: np.ndarray) -> np.ndarray:
+        return value if value.dtype == np.int64 else value + _noise(subject, f"ema/{name}", value, 1e-2)
+
+    recipe, weights = subject.recipes[kind], subject.weights
+    slots = {slot: {name: moment(slot, name, like) for name, like in _parameters(subject).items()} for slot in recipe.optimizer.slots}
+    ema = {} if recipe.ema_decay is None else {name: average(name, value) for name, value in weights.items()}
+    return TrainingState(weights, slots, ema, step)
 
 
 def _noise(subject: Subject, stream: str, like: np.ndarray, scale: float) -> np.ndarray:
@@ -246,9 +249,9 @@ def _cast(state: TrainingState, subject: Subject) -> TrainingState:
     return TrainingState(as_precision(state.weights, precision), slots, as_precision(state.ema, precision), state.step)
 
 
-def _get(values: Weights, name: str) -> np.ndarray:
+def _get(values: Mapping[str, np.ndarray], name: str) -> np.ndarray:
     """The tensor, or an empty one, which equals nothing, not even another: a missing name is a divergence, not a crash."""
-    return values.get(name, np.empty(0))
+    return values[name] if name in values else np.empty(0)
 
 
 _CLIMBERS = {

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import gc
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import numpy as np
@@ -105,7 +105,7 @@ class Subject:
             yield
 
 
-def as_precision(weights: Weights, precision: str) -> Weights:
+def as_precision(weights: Mapping[str, np.ndarray], precision: str) -> Weights:
     """Floating tensors cast to `precision`; counters stay."""
     return {name: value if value.dtype == np.int64 else value.astype(precision, copy=False) for name, value in weights.items()}
 

@@ -35,7 +35,7 @@ class MemoryTrajectory:
 
     def write(self, kind: str, step: int, state: TrainingState) -> None:
         """Record the state after `step`; the one before the last is dropped."""
-        self.states[kind, step] = state
+        self.states[kind, step] = state.copy()
         self.states.pop((kind, step - 2), None)
 
     def read(self, kind: str, step: int) -> TrainingState:
