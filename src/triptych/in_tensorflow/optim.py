@@ -7,6 +7,7 @@ constant (numerics 12, 31). The update rules are pure functions of tensors; `Opt
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
+from typing import Any
 
 import tensorflow as tf
 
@@ -59,12 +60,16 @@ class Optimizer:
         self.slots = {name: [tf.Variable(tf.zeros_like(v), trainable=False) for v in self.variables] for name in self.rule.slots}
 
     def apply(self, gradients: Iterable[tf.Tensor], learning_rate: tf.Tensor, step: tf.Tensor) -> None:
-        """Move every variable and its slots; `step` counts from 1."""
+        """Move every variable and its slots; `step` counts from 1.
+
+        One variable after the other, the last first, as the backward pass comes to them: free to choose, TensorFlow computes every
+        term of every variable before it assigns the first, several times the memory of a model.
+        """
         update: Callable[..., tuple[tf.Tensor, Tensors]] = sgd if isinstance(self.rule, SGD) else adamw
         slots = zip(*self.slots.values(), strict=True)
-        for variable, decay, gradient, held in zip(self.variables, self.decay, gradients, slots, strict=True):
-            before = tuple(tf.convert_to_tensor(slot) for slot in held)
-            weight, after = update(self.rule, decay, tf.convert_to_tensor(variable), gradient, before, learning_rate, step)
-            variable.assign(weight)
-            for slot, value in zip(held, after, strict=True):
-                slot.assign(value)
+        assigned: list[Any] = []
+        for variable, decay, gradient, held in reversed(list(zip(self.variables, self.decay, gradients, slots, strict=True))):
+            with tf.control_dependencies(assigned):
+                before = tuple(tf.convert_to_tensor(slot) for slot in held)
+                weight, after = update(self.rule, decay, tf.convert_to_tensor(variable), gradient, before, learning_rate, step)
+                assigned = [variable.assign(weight), *(slot.assign(value) for slot, value in zip(held, after, strict=True))]

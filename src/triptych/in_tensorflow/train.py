@@ -70,9 +70,10 @@ class Trainer:
 
     def apply(self, gradients: Mapping[str, np.ndarray], learning_rate: float) -> None:
         """The optimizer and EMA alone, given canonical gradients; BatchNorm statistics stay."""
-        arrays = canonical.native(self.parameters, gradients, "gradients")
+        canonical.check(self.parameters, gradients, "gradients")
+        tensors = [self.model.tensor(b.to_native(np.asarray(gradients[b.name]))) for b in self.parameters]
         with self.model.running():
-            self._traces(self._apply)([self.model.tensor(array) for array in arrays], *self._clock(learning_rate))
+            self._traces(self._apply)(tensors, *self._clock(learning_rate))
         self._step += 1
 
     def step(self, images: np.ndarray, labels: np.ndarray, learning_rate: float) -> float:
@@ -112,9 +113,11 @@ class Trainer:
         decay = self.recipe.ema_decay
         if decay is None:
             return
+        moved: list[tf.Variable] = []
         for binding, average in zip(self._averaged, self.averages, strict=True):
-            value = tf.convert_to_tensor(binding.variable.value)
-            average.assign(formulas.ema(average, value, decay) if value.dtype.is_floating else value)
+            with tf.control_dependencies(moved):  # one after the other, as the optimizer
+                value = tf.convert_to_tensor(binding.variable.value)
+                moved = [average.assign(formulas.ema(average, value, decay) if value.dtype.is_floating else value)]
 
     def _gradients(self, images: tf.Tensor, labels: tf.Tensor) -> tuple[tf.Tensor, list[tf.Tensor]]:
         # Inside this scope Keras drops the assignments of the BatchNorms.

@@ -76,13 +76,6 @@ def read(bindings: Iterable[Binding], values: Iterable[Any] | None = None) -> Ar
     return dict(view(bindings, values))
 
 
-def native(bindings: Iterable[Binding], arrays: Mapping[str, np.ndarray], what: str) -> list[np.ndarray]:
-    """The arrays in the bindings' order and layouts. Raises InputRefused listing every key that does not fit."""
-    bindings = tuple(bindings)
-    check(bindings, arrays, what)
-    return [b.to_native(np.asarray(arrays[b.name])) for b in bindings]
-
-
 def load(bindings: Iterable[Binding], arrays: Mapping[str, np.ndarray]) -> None:
     """Assign a canonical state; nothing is assigned unless all of it fits."""
     bindings = tuple(bindings)

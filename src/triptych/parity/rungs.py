@@ -13,13 +13,13 @@ from dataclasses import dataclass
 import numpy as np
 
 from triptych.core import initialize, philox
-from triptych.core.contract import TrainingState
+from triptych.core.contract import Converted, TrainingState
 from triptych.core.difference import scaled_error, sketch
 from triptych.core.initialize import Weights
 from triptych.core.spec import Spec
 from triptych.parity import plan as plans
 from triptych.parity.observation import Observation
-from triptych.parity.subject import Subject, as_precision, initial_state
+from triptych.parity.subject import Subject, as_precision, give_back, initial_state
 from triptych.parity.trajectory import Trajectory
 
 # A probe shows a normalization layer data whose mean is this many standard deviations: E[x²] - E[x]² loses the square of it in
@@ -62,6 +62,7 @@ def climb(subject: Subject, trajectory: Trajectory, rungs: tuple[int, ...]) -> I
             yield from _CLIMBERS[number](subject)
         if number == 3:
             subject.release()
+        give_back()
 
 
 def names_and_weights(subject: Subject) -> Iterator[Observation]:
@@ -127,9 +128,11 @@ def optimizer_alone(subject: Subject) -> Iterator[Observation]:
     """Rung 6: given identical gradients and state in the middle of a run, the state after one update; for each recipe."""
     for kind in ("sgd", "adamw"):
         trainer = subject.trainer_from(kind, _arbitrary_state(subject, kind, MIDDLE))
-        gradients = {name: _noise(subject, f"gradient/{name}", like, 1e-2) for name, like in _parameters(subject).items()}
+        gradients = Converted(
+            {name: (name, like) for name, like in _parameters(subject).items()},
+            lambda held: _noise(subject, f"gradient/{held[0]}", held[1], 1e-2),
+        )
         trainer.apply(gradients, subject.learning_rate(subject.plan.sgd.schedule, MIDDLE))
-        del gradients
         yield from _state(6, subject, kind, trainer.view(), MIDDLE)
         del trainer  # so that the next one finds its memory free
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import gc
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
@@ -72,7 +73,6 @@ class Subject:
         """Forget the model of the forward rung, when it is another than that of the training rungs: memory stays bounded."""
         if self.spec != self.training_spec:
             self._models.pop(self.spec, None)
-            gc.collect()  # a Keras model and its traces refer to each other
 
     @property
     def trainer(self) -> Trainer:
@@ -82,7 +82,7 @@ class Subject:
     def _trainer(self, kind: str) -> Trainer:
         if kind not in self._trainers:
             self._trainers.clear()
-            gc.collect()
+            give_back()
             self._trainers[kind] = self.room.create_trainer(self.training_model, self.recipes[kind])
         return self._trainers[kind]
 
@@ -103,6 +103,13 @@ class Subject:
             for model in {id(m): m for m in (self.model, self.training_model)}.values():
                 stack.enter_context(model.intercept(layer, wrapper))
             yield
+
+
+def give_back() -> None:
+    """Free what is not needed any more: a Keras model and its traces refer to each other, and glibc keeps what compilers have freed."""
+    gc.collect()
+    with contextlib.suppress(OSError, AttributeError):  # another C library
+        ctypes.CDLL(None).malloc_trim(0)
 
 
 def as_precision(weights: Mapping[str, np.ndarray], precision: str) -> Weights:
