@@ -18,9 +18,13 @@ from typing import TYPE_CHECKING, Any, Protocol
 from triptych.core.errors import FrameworkMissing, UsageError
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable
+
     import numpy as np
 
+    from triptych.core.preprocess import Transforms
     from triptych.core.recipe import Recipe
+    from triptych.core.sampling import Batch
     from triptych.core.spec import Preprocessing, Spec
 
     Arrays = dict[str, np.ndarray]
@@ -71,16 +75,51 @@ class Gradients:
 
 @dataclass(slots=True)
 class TrainingState:
-    """All that a training step reads and writes, canonical: weights with statistics, optimizer slots by name, EMA, step count."""
+    """All that a training step reads and writes, canonical: weights with statistics, optimizer slots by name, EMA, counts.
+
+    `slots` has every parameter, zero for frozen ones. `step` counts the updates that were made, which leaves out steps skipped for an
+    overflow; `loss_scale` and `good_steps` are those of dynamic loss scaling (float16; else None and 0).
+    """
 
     weights: Mapping[str, np.ndarray]
     slots: Mapping[str, Mapping[str, np.ndarray]]
     ema: Mapping[str, np.ndarray]
     step: int
+    loss_scale: float | None = None
+    good_steps: int = 0
 
     def copy(self) -> TrainingState:
         """The same with every tensor read."""
-        return TrainingState(dict(self.weights), {slot: dict(values) for slot, values in self.slots.items()}, dict(self.ema), self.step)
+        slots = {slot: dict(values) for slot, values in self.slots.items()}
+        return TrainingState(dict(self.weights), slots, dict(self.ema), self.step, self.loss_scale, self.good_steps)
+
+
+@dataclass(frozen=True, slots=True)
+class Execution:
+    """How a recipe is executed, not what it computes: results are equal to rounding.
+
+    `compile` is the framework's compiler where it is not the only way (torch.compile; XLA in TensorFlow); `tuned` the levers that
+    measured faster in this room (channels-last in PyTorch, convolutions as matrix products in JAX, ...).
+    """
+
+    compile: bool = False
+    tuned: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Loader:
+    """How batches are produced, not what is in them.
+
+    `workers`: processes or threads that prepare batches (None: none for arrays in memory, else up to 4, one a core); `prefetch`:
+    batches prepared ahead, for each worker; `cache`: keep decoded images of files in memory ("memory") or in a file (its path).
+    """
+
+    workers: int | None = None
+    prefetch: int = 2
+    cache: str | None = None
+
+
+DEFAULT_EXECUTION, DEFAULT_LOADER = Execution(), Loader()
 
 
 class Converted(Mapping[str, "np.ndarray"]):
@@ -137,21 +176,33 @@ class Model(Protocol):
 
 
 class Trainer(Protocol):
-    """One recipe executed natively on one model."""
+    """One recipe executed natively on one model.
+
+    `targets` are (N,) integer classes or (N, classes) shares that add up to one (mixed images); label smoothing applies to both.
+    """
 
     model: Model
     recipe: Recipe
 
-    def gradients(self, images: np.ndarray, labels: np.ndarray) -> Gradients:
-        """Loss and gradients in train mode; nothing is updated."""
+    def gradients(self, images: np.ndarray, targets: np.ndarray) -> Gradients:
+        """Loss and gradients in train mode, averaged over the recipe's micro-batches by samples; nothing is updated.
+
+        Before clipping, and without loss scaling; zero for frozen parameters.
+        """
         ...
 
     def apply(self, gradients: Mapping[str, np.ndarray], learning_rate: float) -> None:
-        """The optimizer (and EMA) alone, given gradients; BatchNorm statistics stay."""
+        """Clip, then the optimizer (and EMA) alone, given gradients; BatchNorm statistics stay.
+
+        With loss scaling, gradients that are not finite are an overflow: nothing moves but the loss scale.
+        """
         ...
 
-    def step(self, images: np.ndarray, labels: np.ndarray, learning_rate: float) -> float:
-        """One whole training step; returns the loss before the update."""
+    def step(self, images: np.ndarray, targets: np.ndarray, learning_rate: float) -> float:
+        """One whole training step over a global batch, micro-batch by micro-batch; returns the loss before the update.
+
+        Under float16, an overflow skips optimizer and EMA and backs the loss scale off (`core.recipe.next_loss_scale`).
+        """
         ...
 
     def state(self) -> TrainingState:
@@ -174,8 +225,18 @@ class Room(Protocol):
         """The native model with these canonical weights."""
         ...
 
-    def create_trainer(self, model: Model, recipe: Recipe) -> Trainer:
-        """A trainer at step 0: slots zero, EMA equal to the weights."""
+    def create_trainer(self, model: Model, recipe: Recipe, execution: Execution = DEFAULT_EXECUTION) -> Trainer:
+        """A trainer at step 0: slots zero, EMA equal to the weights. UsageError for a recipe that cannot be executed."""
+        ...
+
+    def batches(
+        self, source: Any, plan: Iterable[Batch], preprocessing: Preprocessing, transforms: Transforms, loader: Loader = DEFAULT_LOADER
+    ) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+        """The input pipeline: for each batch of the plan, images (N, crop, crop, C) float32 and its targets.
+
+        `source` is a `triptych.data.Source`: images in one array are transformed a batch at a time, files one by one in the
+        background. What happens is `core.preprocess.draw` of the batch's words, the order of things `Transforms` tells.
+        """
         ...
 
     def decode(self, encoded: bytes, channels: int) -> np.ndarray:
@@ -258,6 +319,7 @@ def check_device(device: str) -> None:
 
 
 __all__ = [
-    "DEVICES", "FRAMEWORKS", "PRECISIONS", "Converted", "Forward", "Framework", "Gradients", "Model", "Room", "Trainer", "TrainingState",
-    "check_device", "check_installed", "check_precision", "framework", "installed", "load",
+    "DEFAULT_EXECUTION", "DEFAULT_LOADER", "DEVICES", "FRAMEWORKS", "PRECISIONS", "Converted", "Execution", "Forward", "Framework",
+    "Gradients", "Loader", "Model", "Room", "Trainer", "TrainingState", "check_device", "check_installed", "check_precision", "framework",
+    "installed", "load",
 ]  # fmt: skip

@@ -8,18 +8,51 @@ import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from triptych.core import catalog, recipe
+from triptych.core.contract import DEFAULT_EXECUTION, DEFAULT_LOADER, Execution, Loader
 from triptych.core.errors import UsageError
+from triptych.core.preprocess import NO_TRANSFORMS, ColorJitter, RandomErasing, RandomResizedCrop, Transforms
 from triptych.core.recipe import SGD, Recipe, Schedule
 from triptych.core.spec import Spec
 from triptych.data import Source, open_source
 
 
 @dataclass(frozen=True, slots=True)
+class Intervals:
+    """How often things happen, in steps (None: never, or only at the end)."""
+
+    log: int = 1
+    evaluate: int | None = None
+    checkpoint: int | None = None
+    histograms: int | None = None
+    keep_last: int = 2
+    keep_best: int = 1
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """What ends or shrinks a run: `steps` and `seconds` stop it early; `batches` limits each epoch and evaluation to so many
+    batches; `overfit_batches` trains on the same first batches again and again, and evaluates on them."""
+
+    steps: int | None = None
+    seconds: float | None = None
+    batches: int | None = None
+    overfit_batches: int | None = None
+
+
+DEFAULT_INTERVALS, NO_LIMITS = Intervals(), Limits()
+
+
+@dataclass(frozen=True, slots=True)
 class Job:
-    """One run of one model on one data set. `perturbation` moves the initial weights by one unit in the last place (None: not)."""
+    """One run of one model on one data set: a resolved recipe, plain data, the same for every framework.
+
+    `precision` is that of the weights; `recipe.mixed_precision` that of products. `progressive` is ((first step, image size), ...):
+    the run changes to that size at that step. `start_from` is a checkpoint to fine-tune; with `new_head` all of it but the classifier.
+    `perturbation` moves the initial weights by one unit in the last place (None: not).
+    """
 
     model: str
     data: str
@@ -28,6 +61,16 @@ class Job:
     precision: str = "float32"
     device: str = "cpu"
     options: dict[str, Any] = field(default_factory=dict)
+    transforms: Transforms = NO_TRANSFORMS
+    uneven: Literal["drop", "pad"] = "drop"
+    progressive: tuple[tuple[int, int], ...] = ()
+    start_from: str | None = None
+    new_head: bool = False
+    execution: Execution = DEFAULT_EXECUTION
+    loader: Loader = DEFAULT_LOADER
+    deterministic: bool = True
+    intervals: Intervals = DEFAULT_INTERVALS
+    limits: Limits = NO_LIMITS
     perturbation: int | None = None
     keep_sketches: bool = False
 
@@ -57,18 +100,34 @@ class Job:
 
     def to_json(self) -> dict[str, Any]:
         """Plain data; `Job.from_json` is its inverse."""
-        fields = {f.name: getattr(self, f.name) for f in dataclasses.fields(self)}
-        return {"schema": 1, **fields, "recipe": recipe.to_dict(self.recipe)}
+        return {"schema": 1, **dataclasses.asdict(self), "recipe": recipe.to_dict(self.recipe)}
 
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> Job:
         """The job that `to_json` described."""
         fields = {key: value for key, value in data.items() if key != "schema"}
-        return cls(**{**fields, "recipe": recipe.from_dict(fields["recipe"])})
+        fields["recipe"] = recipe.from_dict(fields["recipe"])
+        for name, kind in _PARTS.items():
+            if isinstance(fields.get(name), Mapping):
+                fields[name] = _revived(kind, fields[name])
+        fields["progressive"] = tuple((int(step), int(size)) for step, size in fields.get("progressive", ()))
+        return cls(**fields)
 
     def sha256(self) -> str:
         """Hash of the job, by which a finished run is found again."""
         return hashlib.sha256(json.dumps(self.to_json(), sort_keys=True).encode()).hexdigest()
+
+
+_PARTS: dict[str, Any] = {
+    "transforms": Transforms, "execution": Execution, "loader": Loader, "intervals": Intervals, "limits": Limits,
+    "random_resized_crop": RandomResizedCrop, "jitter": ColorJitter, "erasing": RandomErasing,
+}  # fmt: skip
+
+
+def _revived(kind: Any, data: Mapping[str, Any]) -> Any:
+    """A frozen dataclass from what `asdict` and JSON made of it."""
+    values = {name: _revived(_PARTS[name], value) if isinstance(value, Mapping) else value for name, value in data.items()}
+    return kind(**{name: tuple(value) if isinstance(value, list) else value for name, value in values.items()})
 
 
 def standard_recipe(
