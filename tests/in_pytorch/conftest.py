@@ -61,6 +61,12 @@ def lab() -> Lab:
     return Lab()
 
 
+@pytest.fixture(scope="session")
+def room(lab: Lab) -> Any:
+    """`triptych.in_pytorch`."""
+    return lab.room
+
+
 @pytest.fixture(autouse=True)
 def one_thread(lab: Lab) -> Iterator[None]:
     """Tiny models gain nothing from a second thread, and on a busy machine lose twentyfold by waiting for it."""

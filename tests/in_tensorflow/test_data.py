@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import io
-import itertools
 from pathlib import Path
 from typing import Any
 
@@ -11,9 +10,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from triptych.core import catalog
 from triptych.core.errors import InputRefused, UsageError
-from triptych.core.preprocess import batch_indices, geometry
+from triptych.core.preprocess import geometry
 from triptych.core.spec import Preprocessing
 
 
@@ -73,27 +71,6 @@ def test_an_image_of_the_right_size_is_only_normalized(room: Any, photograph: np
     assert out.dtype == np.float32
     np.testing.assert_allclose(out, expected, atol=1e-5)
     np.testing.assert_array_equal(room.resize(square, geometry(preprocessing, 45, 45)), square)
-
-
-@pytest.mark.parametrize("size", [32, 40])
-def test_batches_are_the_preprocessed_images(size: int, room: Any) -> None:
-    preprocessing = catalog.get_spec("resnet20").preprocessing
-    generator = np.random.default_rng(1)
-    images, labels = generator.integers(0, 256, (10, size, size, 3), dtype=np.uint8), np.arange(10)
-    order = list(batch_indices(0, 10, 4, 5))
-    made = list(room.batches(images, labels, iter(order), preprocessing))
-    assert len(made) == 5
-    for chosen, (x, y) in zip(order, made, strict=True):
-        assert x.dtype == np.float32
-        np.testing.assert_array_equal(y, labels[chosen])
-        np.testing.assert_allclose(x, np.stack([room.preprocess(images[i], preprocessing) for i in chosen]), atol=1e-5)
-
-
-def test_batches_of_an_endless_plan_can_be_left(room: Any) -> None:
-    images, labels = np.zeros((4, 32, 32, 1), np.uint8), np.zeros(4, np.int64)
-    endless = itertools.repeat(np.array([1, 3]))
-    made = list(itertools.islice(room.batches(images, labels, endless, Preprocessing(None, 32, (0.5,), (1.0,))), 3))
-    assert [x.shape for x, _ in made] == [(2, 32, 32, 1)] * 3
 
 
 def test_real_photographs_decode_as_in_pillow(room: Any, real_data: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import io
 from collections.abc import Callable
@@ -11,8 +12,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from triptych.core.preprocess import Geometry
-from triptych.core.recipe import SGD, AdamW, Recipe, Schedule
+from triptych.core.preprocess import ColorJitter, Geometry, Transforms
+from triptych.core.recipe import SGD, AdamW, Clip, LossScaling, Recipe, Schedule
+from triptych.core.sampling import SamplingPlan
+from triptych.core.spec import Preprocessing
+from triptych.data import Source
 
 Observed = dict[str, np.ndarray]
 Probe = Callable[[Any], Observed]
@@ -69,6 +73,28 @@ def resized(made: Any) -> Observed:
     return {"pixels": made.room.resize(photograph(), Geometry(20, 30, 2, 7, 16))}
 
 
+def scaled_and_clipped(made: Any) -> Observed:
+    """The state after a step whose scaled gradients are clipped, from the start."""
+    recipe = dataclasses.replace(made.recipe, clip=Clip(norm=0.5), loss_scaling=LossScaling())
+    trainer = made.room.create_trainer(made.model, recipe)
+    start = trainer.state()
+    trainer.step(*made.batch(), 0.1)
+    after = trainer.state().weights
+    trainer.load_state(start)
+    return dict(after)
+
+
+def jittered(made: Any) -> Observed:
+    """A batch out of the pipeline."""
+    transforms = Transforms(jitter=ColorJitter(0.4, 0.4))
+    images = np.stack([photograph(), photograph()[::-1]])
+    source = Source("noise", "train", ("0", "1"), np.arange(2), images, ["a", "b"])
+    plan = SamplingPlan(source.labels, 2, 2, 1, transforms, 64)
+    preprocessing = Preprocessing(None, 64, (0.5, 0.4, 0.3), (0.2, 0.25, 0.3))
+    ((pixels, _),) = made.room.batches(source, plan.batches(0, 1), preprocessing, transforms)
+    return {"pixels": pixels}
+
+
 # planting -> model, layer, what shows it, and a tensor that must change (the layer's output where None).
 SHOWN_BY: dict[str, tuple[str, str, Probe, str | None]] = {
     "batch_norm_epsilon": ("resnet20", "layer1.0.bn1", evaluated, None),
@@ -91,12 +117,17 @@ SHOWN_BY: dict[str, tuple[str, str, Probe, str | None]] = {
     "weight_decay_decoupled": ("mlp", "", stepped, "fc.weight"),
     "adam_epsilon_hat": ("adamw", "", stepped, "fc.weight"),
     "ema_before_step": ("mlp", "", stepped, "ema.fc.weight"),
+    "clip_before_unscale": ("mlp", "", scaled_and_clipped, "fc.weight"),
+    "clip_no_epsilon": ("mlp", "", scaled_and_clipped, "fc.weight"),
+    "clip_per_tensor": ("mlp", "", scaled_and_clipped, "fc.weight"),
     "label_smoothing_other_classes": ("mlp", "", differentiated, "loss"),
     "loss_float32": ("mlp", "", differentiated, "loss"),
     "loss_sum": ("mlp", "", differentiated, "loss"),
     "jpeg_fast_dct": ("mlp", "", decoded, "pixels"),
     "resize_no_antialias": ("mlp", "", resized, "pixels"),
     "resize_uint8": ("mlp", "", resized, "pixels"),
+    "jitter_brightness_adds": ("mlp", "", jittered, "pixels"),
+    "jitter_native_contrast": ("mlp", "", jittered, "pixels"),
 }
 
 

@@ -114,7 +114,11 @@ def test_states_that_do_not_fit_are_refused_and_change_nothing(subject: Any) -> 
 def test_wrong_labels_are_refused(subject: Any) -> None:
     made = subject("mlp")
     images, labels = made.batch()
-    for wrong, message in ((labels[:2], r"\(4,\) integers expected"), (labels * 0.5, "float64"), (labels + 10, "0 to 9 expected")):
+    for wrong, message in (
+        (labels[:2], r"\(4,\) integers or \(4, 10\) shares expected"),
+        (labels * 0.5, "float64"),
+        (labels + 10, "0 to 9 expected"),
+    ):
         with pytest.raises(UsageError, match=message):
             made.trainer.step(images, wrong, 0.1)
     with pytest.raises(UsageError, match="learning_rate=nan"):

@@ -32,7 +32,8 @@ class BatchNorm(nn.Module):
     """Batch normalization over all axes but the last, with PyTorch's running statistics (Ioffe & Szegedy 2015).
 
     `momentum` is the weight of the *new* batch; the running variance is unbiased, n/(n-1); the batch variance is two-pass.
-    Parameters `scale`, `bias`; collection `batch_stats`: `mean`, `var`, `num_batches_tracked` (int32).
+    Parameters `scale`, `bias`; collection `batch_stats`: `mean`, `var`, `num_batches_tracked` (int32). Of an input in half precision
+    statistics and normalization are computed in `param_dtype`, and the result is rounded back.
     """
 
     epsilon: float = 1e-5
@@ -48,14 +49,15 @@ class BatchNorm(nn.Module):
         running_mean = self.variable("batch_stats", "mean", jnp.zeros, shape, self.param_dtype)
         running_var = self.variable("batch_stats", "var", jnp.ones, shape, self.param_dtype)
         batches = self.variable("batch_stats", "num_batches_tracked", jnp.zeros, (), jnp.int32)
+        given, x = x.dtype, x.astype(self.param_dtype)
         if use_running_average:
-            return normalize(x, running_mean.value, running_var.value, scale, bias, self.epsilon)
+            return normalize(x, running_mean.value, running_var.value, scale, bias, self.epsilon).astype(given)
         mean, var = batch_statistics(x)
         if not self.is_initializing():
             running_mean.value += self.momentum * (mean - running_mean.value)
             running_var.value += self.momentum * (unbiased(var, x.size // x.shape[-1]) - running_var.value)
             batches.value += 1
-        return normalize(x, mean, var, scale, bias, self.epsilon)
+        return normalize(x, mean, var, scale, bias, self.epsilon).astype(given)
 
 
 def batch_statistics(x: jax.Array) -> tuple[jax.Array, jax.Array]:

@@ -14,8 +14,8 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from triptych.core.spec import BatchNormSpec, BlockSpec, ResNetSpec
-from triptych.in_jax.layers import BatchNorm, Conv, Dense, GlobalAveragePool, MaxPool, PadShortcut, ReLU
+from triptych.core.spec import BlockSpec, ResNetSpec
+from triptych.in_jax.layers import BatchNorm, Conv, Dense, GlobalAveragePool, MaxPool, PadShortcut, ReLU, TunedConv
 
 
 class Projection(nn.Module):
@@ -37,28 +37,24 @@ class Block(nn.Module):
     """What both residual blocks share: convolutions with BatchNorm, ReLU between them, and the shortcut."""
 
     spec: BlockSpec
-    batch_norm: BatchNormSpec
-    param_dtype: Any = jnp.float32
+    conv: Callable[..., nn.Module]
+    norm: Callable[..., nn.Module]
 
     def convolutions(self) -> tuple[tuple[int, int, int], ...]:
         """(features, kernel, stride) of each convolution."""
         raise NotImplementedError
 
     @nn.compact
-    def __call__(self, x: jax.Array, *, train: bool = False) -> jax.Array:
+    def __call__(self, x: jax.Array, train: bool = False) -> jax.Array:
         """(N, H, W, in_channels) -> (N, H / stride, W / stride, out_channels)."""
-        conv = functools.partial(Conv, param_dtype=self.param_dtype)
-        norm = functools.partial(
-            BatchNorm, epsilon=self.batch_norm.epsilon, momentum=self.batch_norm.momentum, param_dtype=self.param_dtype
-        )
         y, last = x, len(self.convolutions())
         for i, (features, kernel, stride) in enumerate(self.convolutions(), start=1):
-            y = conv(features, (kernel, kernel), strides=stride, padding=kernel // 2, name=f"conv{i}")(y)
-            y = norm(name=f"bn{i}")(y, use_running_average=not train)
+            y = self.conv(features, (kernel, kernel), strides=stride, padding=kernel // 2, name=f"conv{i}")(y)
+            y = self.norm(name=f"bn{i}")(y, use_running_average=not train)
             if i < last:
                 y = ReLU(name=f"relu{i}")(y)
         if self.spec.shortcut == "projection":
-            x = Projection(self.spec.out_channels, self.spec.stride, conv, norm, name="downsample")(x, train=train)
+            x = Projection(self.spec.out_channels, self.spec.stride, self.conv, self.norm, name="downsample")(x, train=train)
         elif self.spec.shortcut == "pad":
             x = PadShortcut(self.spec.out_channels, self.spec.stride, name="downsample")(x)
         return ReLU(name=f"relu{last}")(x + y)
@@ -87,37 +83,50 @@ class Stage(nn.Module):
     """A run of residual blocks, named by their number."""
 
     blocks: tuple[BlockSpec, ...]
-    batch_norm: BatchNormSpec
-    param_dtype: Any = jnp.float32
+    conv: Callable[..., nn.Module]
+    norm: Callable[..., nn.Module]
+    remat: bool = False
 
     @nn.compact
     def __call__(self, x: jax.Array, *, train: bool = False) -> jax.Array:
         """(N, H, W, C) -> (N, H', W', C')."""
-        for i, block in enumerate(self.blocks):
-            x = BLOCKS[block.kind](block, self.batch_norm, self.param_dtype, name=str(i))(x, train=train)
+        for i, spec in enumerate(self.blocks):
+            block = BLOCKS[spec.kind]
+            if self.remat:
+                block = nn.remat(block, static_argnums=(2,))  # self, x, train
+            x = block(spec, self.conv, self.norm, name=str(i))(x, train)
         return x
 
 
 class ResNet(nn.Module):
-    """The network a `ResNetSpec` describes. `train=True` normalizes by batch statistics and updates `batch_stats`."""
+    """The network a `ResNetSpec` describes. `train=True` normalizes by batch statistics and updates `batch_stats`.
+
+    `dtype` is that of convolutions and products, by default the parameters'. With `remat` the backward pass computes each residual
+    block's activations again; with `tuned`, convolutions and their gradients take the form that is fastest on a CPU
+    (`layers.TunedConv`). Neither changes a name or a result but for rounding.
+    """
 
     spec: ResNetSpec
     param_dtype: Any = jnp.float32
+    dtype: Any = None
+    remat: bool = False
+    tuned: bool = False
 
     @nn.compact
     def __call__(self, x: jax.Array, *, train: bool = False) -> jax.Array:
         """(N, H, W, in_channels) -> (N, num_classes) logits."""
-        spec, stem, dtype = self.spec, self.spec.stem, self.param_dtype
-        kernel = (stem.kernel, stem.kernel)
-        x = Conv(stem.width, kernel, strides=stem.stride, padding=stem.padding, param_dtype=dtype, name="conv1")(x)
-        x = BatchNorm(spec.batch_norm.epsilon, spec.batch_norm.momentum, dtype, name="bn1")(x, use_running_average=not train)
+        spec, stem, kinds = self.spec, self.spec.stem, {"dtype": self.dtype, "param_dtype": self.param_dtype}
+        conv = functools.partial(TunedConv if self.tuned else Conv, **kinds)
+        norm = functools.partial(BatchNorm, spec.batch_norm.epsilon, spec.batch_norm.momentum, self.param_dtype)
+        x = conv(stem.width, (stem.kernel, stem.kernel), strides=stem.stride, padding=stem.padding, name="conv1")(x)
+        x = norm(name="bn1")(x, use_running_average=not train)
         x = ReLU(name="relu")(x)
         if stem.max_pool is not None:
             x = MaxPool(stem.max_pool.kernel, stem.max_pool.stride, stem.max_pool.padding, name="maxpool")(x)
         for name, blocks in itertools.groupby(spec.blocks(), key=_stage_name):
-            x = Stage(tuple(blocks), spec.batch_norm, dtype, name=name)(x, train=train)
+            x = Stage(tuple(blocks), conv, norm, self.remat, name=name)(x, train=train)
         x = GlobalAveragePool(name="avgpool")(x)
-        return Dense(spec.num_classes, param_dtype=dtype, name=spec.head)(x)
+        return Dense(spec.num_classes, **kinds, name=spec.head)(x)
 
 
 def _stage_name(block: BlockSpec) -> str:

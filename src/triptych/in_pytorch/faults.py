@@ -9,7 +9,7 @@ Left out: `jpeg_fast_dct`, because torchvision offers no choice of DCT.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager
 from typing import Any
 from unittest.mock import patch
@@ -20,6 +20,7 @@ from torch.nn import functional as F
 from torch.optim import Optimizer
 from torchvision.transforms.v2 import functional as transforms
 
+from triptych.core.recipe import Clip
 from triptych.in_pytorch import data, optim, train
 
 Planting = Callable[[Any, str], AbstractContextManager[Any]]
@@ -222,23 +223,61 @@ def _average_before_step(trainer: Any, learning_rate: float) -> None:
     optim.update(trainer.optimizer, learning_rate)
 
 
+# --- Clipping: in place of `optim.clip` and `train.unscale` --------------------------------------------------------------------
+
+
+def _clip_before_unscale(trainer: Any, *, unscale: Callable[[Any], None] = train.unscale) -> None:
+    """Clipped while still multiplied by the loss scale, whose size the limit does not know (numerics 18)."""
+    optim.clip(trainer.trained.values(), trainer.recipe.clip)
+    unscale(trainer)
+
+
+def _clip_no_epsilon(parameters: Iterable[nn.Parameter], limits: Clip | None) -> None:
+    """Keras' and optax's: nothing is added to the norm (numerics 18)."""
+    if limits is not None and limits.norm is not None:
+        gradients = [p.grad for p in parameters if p.grad is not None]
+        norm = torch.linalg.vector_norm(torch.stack([torch.linalg.vector_norm(g) for g in gradients]))
+        for gradient in gradients:
+            gradient.mul_((limits.norm / norm).clamp(max=1.0))
+
+
+def _clip_per_tensor(parameters: Iterable[nn.Parameter], limits: Clip | None, *, clip: Callable[..., None] = optim.clip) -> None:
+    """Keras' `clipnorm`: each tensor by its own norm (numerics 18)."""
+    for parameter in parameters:
+        clip([parameter], limits)
+
+
 # --- Loss: in place of `train.cross_entropy` ---------------------------------------------------------------------------------
 
 
-def _smoothing_over_others(logits: Tensor, labels: Tensor, label_smoothing: float) -> Tensor:
+def _smoothing_over_others(logits: Tensor, targets: Tensor, label_smoothing: float) -> Tensor:
     """Mass on the K - 1 wrong classes only (numerics 17)."""
+    shares = F.one_hot(targets, logits.shape[1]).to(logits.dtype) if targets.ndim == 1 else targets
     others = label_smoothing / (logits.shape[1] - 1)
-    target = torch.full_like(logits, others).scatter(1, labels[:, None], 1.0 - label_smoothing)
-    return F.cross_entropy(logits, target)
+    return F.cross_entropy(logits, (1.0 - label_smoothing) * shares + others * (1.0 - shares))
 
 
-def _float32_loss(logits: Tensor, labels: Tensor, label_smoothing: float) -> Tensor:
+def _float32_loss(logits: Tensor, targets: Tensor, label_smoothing: float) -> Tensor:
     """`keras.losses` return float32 whatever they are given (numerics 31)."""
-    return F.cross_entropy(logits.float(), labels, label_smoothing=label_smoothing)
+    targets = targets.float() if targets.is_floating_point() else targets
+    return F.cross_entropy(logits.float(), targets, label_smoothing=label_smoothing)
 
 
-def _summed_loss(logits: Tensor, labels: Tensor, label_smoothing: float) -> Tensor:
-    return F.cross_entropy(logits, labels, reduction="sum", label_smoothing=label_smoothing)
+def _summed_loss(logits: Tensor, targets: Tensor, label_smoothing: float) -> Tensor:
+    return F.cross_entropy(logits, targets, reduction="sum", label_smoothing=label_smoothing)
+
+
+# --- Colour jitter: in place of `data.brightness` and `data.contrast` ----------------------------------------------------------
+
+
+def _brightness_added(pixels: Tensor, factor: Tensor) -> Tensor:
+    """`tf.image.adjust_brightness` adds to the pixels, by a share of the full scale (numerics 32)."""
+    return pixels + (factor - 1.0) * 255.0
+
+
+def _contrast_by_channel(pixels: Tensor, factor: Tensor) -> Tensor:
+    """`tf.image.adjust_contrast` blends each channel with its own mean (numerics 32)."""
+    return factor * pixels + (1.0 - factor) * pixels.mean(dim=(2, 3), keepdim=True)
 
 
 # --- Images: in place of `data.interpolate` ----------------------------------------------------------------------------------
@@ -277,6 +316,11 @@ PLANTINGS: dict[str, Planting] = {
     "label_smoothing_other_classes": _replaced(train, "cross_entropy", _smoothing_over_others),
     "loss_float32": _replaced(train, "cross_entropy", _float32_loss),
     "loss_sum": _replaced(train, "cross_entropy", _summed_loss),
+    "clip_before_unscale": _replaced(train, "unscale", _clip_before_unscale),
+    "clip_no_epsilon": _replaced(optim, "clip", _clip_no_epsilon),
+    "clip_per_tensor": _replaced(optim, "clip", _clip_per_tensor),
+    "jitter_brightness_adds": _replaced(data, "brightness", _brightness_added),
+    "jitter_native_contrast": _replaced(data, "contrast", _contrast_by_channel),
     "resize_no_antialias": _replaced(data, "interpolate", _aliased),
     "resize_uint8": _replaced(data, "interpolate", _rounded),
 }

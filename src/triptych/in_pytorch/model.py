@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import copy
 import difflib
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from functools import partial
 from typing import Any
 
@@ -176,11 +176,11 @@ def from_native(tensor: Tensor) -> np.ndarray:
 
 
 @contextlib.contextmanager
-def mode(native: nn.Module, *, training: bool, dropout: bool = False) -> Iterator[None]:
-    """Train or eval mode for a while, dropout apart; every module gets its own flag back."""
+def mode(native: nn.Module, *, training: bool, dropout: bool = False, frozen: Collection[str] = ()) -> Iterator[None]:
+    """Train or eval mode for a while, dropout apart, modules named in `frozen` in eval mode; every module gets its own flag back."""
     before = {module: module.training for module in native.modules()}
-    for module in before:
-        module.training = dropout if isinstance(module, nn.Dropout) else training
+    for name, module in native.named_modules():
+        module.training = (dropout if isinstance(module, nn.Dropout) else training) and name not in frozen
     try:
         yield
     finally:

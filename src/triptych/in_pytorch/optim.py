@@ -5,14 +5,14 @@ PyTorch's SGD and AdamW *are* the canonical formulas (`core/recipe.py`).
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 
 import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from triptych.core import recipe as recipes
-from triptych.core.recipe import Recipe
+from triptych.core.recipe import Clip, Recipe
 from triptych.core.spec import Spec
 
 # Canonical slot -> its key in `optimizer.state[parameter]`.
@@ -32,24 +32,27 @@ def create_optimizer(native: nn.Module, spec: Spec, recipe: Recipe) -> Optimizer
         optimizer: Optimizer = torch.optim.SGD(groups, lr=0.0, momentum=kind.momentum, dampening=0.0, nesterov=nesterov)
     else:
         optimizer = torch.optim.AdamW(groups, lr=0.0, betas=(kind.beta1, kind.beta2), eps=kind.epsilon)
-    clear_slots(optimizer, kind.slots)
+    clear_slots(optimizer, native, kind.slots)
     set_steps(optimizer, 0)
     return optimizer
 
 
 def decay_groups(native: nn.Module, spec: Spec, recipe: Recipe) -> list[dict[str, object]]:
-    """Parameter groups: those that `core.recipe.decays` names get the weight decay, the others none; empty groups are left out."""
+    """Parameter groups of what is not frozen: those that `core.recipe.decays` names get the weight decay, the others none.
+
+    Empty groups are left out.
+    """
     parameters = dict(native.named_parameters())
     groups: dict[bool, list[nn.Parameter]] = {True: [], False: []}
-    for tensor in spec.parameters():
+    for tensor in recipes.trainable(recipe, spec):
         groups[recipes.decays(recipe, tensor)].append(parameters[tensor.name])
     decay = recipe.optimizer.weight_decay
     return [{"params": group, "weight_decay": decay if decays else 0.0} for decays, group in groups.items() if group]
 
 
-def clear_slots(optimizer: Optimizer, names: tuple[str, ...]) -> None:
-    """Slots of zeros, from which torch computes just as from those it creates at the first step."""
-    for parameter in _parameters(optimizer):
+def clear_slots(optimizer: Optimizer, native: nn.Module, names: tuple[str, ...]) -> None:
+    """Slots of zeros, from which torch computes just as from those it creates at the first step; frozen parameters have them, too."""
+    for parameter in native.parameters():
         optimizer.state[parameter].update({SLOTS[slot]: torch.zeros_like(parameter) for slot in names})
 
 
@@ -68,6 +71,14 @@ def _parameters(optimizer: Optimizer) -> Iterator[nn.Parameter]:
 def slots(optimizer: Optimizer, native: nn.Module, names: tuple[str, ...]) -> dict[str, dict[str, Tensor]]:
     """{slot: {parameter name: tensor}}, the optimizer's own tensors."""
     return {slot: {name: optimizer.state[p][SLOTS[slot]] for name, p in native.named_parameters()} for slot in names}
+
+
+def clip(parameters: Iterable[nn.Parameter], limits: Clip | None) -> None:
+    """Clip the gradients in `.grad`: each value, or all by their common norm, to which PyTorch adds 1e-6 (numerics 18)."""
+    if limits is not None and limits.value is not None:
+        nn.utils.clip_grad_value_(parameters, limits.value)
+    elif limits is not None and limits.norm is not None:
+        nn.utils.clip_grad_norm_(parameters, limits.norm)
 
 
 def update(optimizer: Optimizer, learning_rate: float) -> None:

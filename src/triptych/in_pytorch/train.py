@@ -1,33 +1,49 @@
-"""The training step: loss, gradients, optimizer, moving average."""
+"""The training step: loss, gradients over micro-batches, clipping, optimizer, moving average."""
 
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.func import functional_call
 from torch.nn import functional as F
+from torch.utils.checkpoint import checkpoint
 
 from triptych.core import philox
-from triptych.core.contract import Gradients, TrainingState
+from triptych.core import recipe as formulas
+from triptych.core.contract import DEFAULT_EXECUTION, Execution, Gradients, TrainingState
 from triptych.core.errors import InputRefused, UsageError
-from triptych.core.recipe import Recipe
+from triptych.core.recipe import LossScaling, Recipe
 from triptych.in_pytorch import optim
 from triptych.in_pytorch import weights as canonical
 from triptych.in_pytorch.model import Model, full_precision, mode
+from triptych.in_pytorch.resnet import BasicBlock, Bottleneck
+
+HALF = {"bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
-def create_trainer(model: Model, recipe: Recipe) -> Trainer:
-    """A trainer at step 0: slots zero, EMA equal to the weights."""
-    return Trainer(model, recipe)
+def create_trainer(model: Model, recipe: Recipe, execution: Execution = DEFAULT_EXECUTION) -> Trainer:
+    """A trainer at step 0: slots zero, EMA equal to the weights. UsageError for a recipe that cannot be executed."""
+    formulas.check(recipe, model.spec)
+    if recipe.mixed_precision and model.precision != "float32":
+        raise UsageError(
+            f"PyTorch's autocast takes float32 to {recipe.mixed_precision} and leaves {model.precision} alone: "
+            "give mixed_precision a model in float32"
+        )
+    return Trainer(model, recipe, execution)
 
 
-def cross_entropy(logits: Tensor, labels: Tensor, label_smoothing: float) -> Tensor:
-    """Mean over the batch; smoothing spreads its mass over all classes (numerics 17). (N, K), (N,) -> ()."""
-    return F.cross_entropy(logits, labels, reduction="mean", label_smoothing=label_smoothing)
+def cross_entropy(logits: Tensor, targets: Tensor, label_smoothing: float) -> Tensor:
+    """Mean over the batch; smoothing spreads its mass over all classes (numerics 17). (N, K), (N,) classes or (N, K) shares -> ()."""
+    return F.cross_entropy(logits, targets, reduction="mean", label_smoothing=label_smoothing)
+
+
+def unscale(trainer: Trainer) -> None:
+    """Divide the gradients in `.grad` by the loss scale, and note whether all of them are finite."""
+    trainer.scaler.unscale_(trainer.optimizer)
 
 
 def update(trainer: Trainer, learning_rate: float) -> None:
@@ -37,50 +53,129 @@ def update(trainer: Trainer, learning_rate: float) -> None:
         optim.update_average(trainer.average, trainer.model.native.state_dict(), trainer.recipe.ema_decay)
 
 
+def loss_scaler(scaling: LossScaling | None, device: str) -> torch.amp.GradScaler:
+    """The recipe's dynamic loss scaling; one that does nothing when the recipe has none.
+
+    PyTorch holds the scale in float32: with powers of two it is exact in float64, too. Raises UsageError for what PyTorch cannot do.
+    """
+    if scaling is None:
+        return torch.amp.GradScaler(device, enabled=False)
+    if not (0.0 < scaling.initial <= torch.finfo(torch.float32).max and 0.0 < scaling.backoff < 1.0 < scaling.growth):
+        raise UsageError(f"{scaling}: initial must be a positive float32, backoff between 0 and 1, growth above 1")
+    return torch.amp.GradScaler(
+        device, init_scale=scaling.initial, growth_factor=scaling.growth, backoff_factor=scaling.backoff, growth_interval=scaling.interval
+    )
+
+
+@contextlib.contextmanager
+def rematerialized(native: nn.Module) -> Iterator[None]:
+    """Passes that keep no activations inside a residual block: the backward pass computes them again.
+
+    BatchNorm statistics move the first time only; a model without residual blocks is one block.
+    """
+    blocks: list[nn.Module] = [module for module in native.modules() if isinstance(module, (BasicBlock, Bottleneck))]
+    with contextlib.ExitStack() as stack:
+        for block in blocks or [native]:
+            stack.enter_context(_rematerialized_block(block))
+        yield
+
+
+@contextlib.contextmanager
+def _rematerialized_block(block: nn.Module) -> Iterator[None]:
+    attributes, call = vars(block), block.forward
+    before = attributes.get("forward")
+
+    def contexts() -> tuple[contextlib.AbstractContextManager[None], contextlib.AbstractContextManager[None]]:
+        return contextlib.nullcontext(), statistics_stay(block)
+
+    def forward(x: Tensor) -> Tensor:
+        # The compiler makes updates of statistics outputs of its graph, which it does not compute twice.
+        if torch.compiler.is_compiling():
+            return checkpoint(call, x, use_reentrant=False)
+        return checkpoint(call, x, use_reentrant=False, context_fn=contexts)
+
+    attributes["forward"] = forward
+    try:
+        yield
+    finally:
+        del attributes["forward"]
+        if before is not None:
+            attributes["forward"] = before
+
+
+@contextlib.contextmanager
+def statistics_stay(block: nn.Module) -> Iterator[None]:
+    """BatchNorms normalize as they do, but what they write is a copy of their running statistics."""
+    kept = {module: dict(module.named_buffers(recurse=False)) for module in block.modules()}
+    for module, buffers in kept.items():
+        for name, buffer in buffers.items():
+            setattr(module, name, buffer.clone())
+    try:
+        yield
+    finally:
+        for module, buffers in kept.items():
+            for name, buffer in buffers.items():
+                setattr(module, name, buffer)
+
+
 class Trainer:
     """Fulfils `core.contract.Trainer`: one recipe executed natively on one model, which it trains in place."""
 
-    def __init__(self, model: Model, recipe: Recipe) -> None:
-        self.model, self.recipe, self.steps = model, recipe, 0
-        self.optimizer = optim.create_optimizer(model.native, model.spec, recipe)
-        averaged = recipe.ema_decay is not None
-        self.average = {name: tensor.clone() for name, tensor in model.native.state_dict().items()} if averaged else {}
+    def __init__(self, model: Model, recipe: Recipe, execution: Execution = DEFAULT_EXECUTION) -> None:
+        self.model, self.recipe, self.execution, self.steps = model, recipe, execution, 0
+        native = model.native
+        if execution.tuned:
+            native.to(memory_format=torch.channels_last)
+        self.optimizer = optim.create_optimizer(native, model.spec, recipe)
+        self.scaler = loss_scaler(recipe.loss_scaling, model.device)
+        self.average = {name: tensor.clone() for name, tensor in native.state_dict().items()} if recipe.ema_decay is not None else {}
+        self.frozen = frozenset(name for name, _ in native.named_modules() if name and formulas.is_frozen(recipe, name))
+        trained = {tensor.name for tensor in formulas.trainable(recipe, model.spec)}
+        self.trained = {name: parameter for name, parameter in native.named_parameters() if name in trained}
+        self._forward: Callable[[Tensor], Tensor] = torch.compile(native) if execution.compile else native
 
-    def gradients(self, images: np.ndarray, labels: np.ndarray) -> Gradients:
+    def gradients(self, images: np.ndarray, targets: np.ndarray) -> Gradients:
         """Loss and gradients in train mode, with dropout off; nothing is updated, BatchNorm statistics included."""
         native = self.model.native
-        inputs, targets = self._batch(images, labels)
+        inputs, wanted = self._batch(images, targets)
         buffers = {name: buffer.clone() for name, buffer in native.named_buffers()}
-        parameters = dict(native.named_parameters())
-        with full_precision(), mode(native, training=True), torch.enable_grad():
-            loss = cross_entropy(functional_call(native, buffers, (inputs,)), targets, self.recipe.label_smoothing)
-            gradients = torch.autograd.grad(loss, list(parameters.values()), materialize_grads=True)
-        return Gradients(loss.item(), canonical.to_arrays(dict(zip(parameters, gradients, strict=True))))
+        total = {name: torch.zeros_like(parameter) for name, parameter in native.named_parameters()}
+        mean = 0.0
+        with self._executing(dropout=False):
+            for part, share in formulas.micro_batches(self.recipe, len(inputs)):
+                loss = self._loss(lambda x: functional_call(native, buffers, (x,)), inputs[part], wanted[part])
+                found = torch.autograd.grad(loss, list(self.trained.values()), materialize_grads=True)
+                for name, gradient in zip(self.trained, found, strict=True):
+                    total[name].add_(gradient, alpha=share)
+                mean += share * loss.item()
+        return Gradients(mean, canonical.to_arrays(total))
 
     def apply(self, gradients: Mapping[str, np.ndarray], learning_rate: float) -> None:
-        """The optimizer (and EMA) alone, given gradients; counts as a step, BatchNorm statistics stay.
+        """Clip, then the optimizer (and EMA) alone, given gradients; counts as a step, BatchNorm statistics stay.
 
-        Raises InputRefused unless there is one gradient of the right shape for every parameter.
+        With loss scaling, gradients that are not finite are an overflow. Raises InputRefused unless there is one gradient of the right
+        shape for every parameter; those of frozen ones are ignored.
         """
-        parameters = dict(self.model.native.named_parameters())
-        canonical.check(gradients, parameters, "gradients")
-        for name, parameter in parameters.items():
-            parameter.grad = canonical.to_tensor(gradients[name], parameter)
-        self._update(learning_rate)
+        canonical.check(gradients, dict(self.model.native.named_parameters()), "gradients")
+        for name, parameter in self.trained.items():
+            parameter.grad = self.scaler.scale(canonical.to_tensor(gradients[name], parameter))
+        self._advance(learning_rate)
 
-    def step(self, images: np.ndarray, labels: np.ndarray, learning_rate: float) -> float:
+    def step(self, images: np.ndarray, targets: np.ndarray, learning_rate: float) -> float:
         """One whole training step; returns the loss before the update.
 
-        Dropout, if the spec has any, is a pure function of the recipe's seed and the step.
+        Dropout, if the spec has any, is a pure function of the recipe's seed and the number of updates.
         """
-        native = self.model.native
-        inputs, targets = self._batch(images, labels)
+        inputs, wanted = self._batch(images, targets)
         self.optimizer.zero_grad(set_to_none=True)
-        with full_precision(), mode(native, training=True, dropout=True), self._dropout_seed(), torch.enable_grad():
-            loss = cross_entropy(native(inputs), targets, self.recipe.label_smoothing)
-            loss.backward()
-        self._update(learning_rate)
-        return loss.item()
+        losses: list[Tensor] = []
+        with self._executing(dropout=True), self._dropout_seed():
+            for part, share in formulas.micro_batches(self.recipe, len(inputs)):
+                loss = self._loss(self._forward, inputs[part], wanted[part]) * share
+                self.scaler.scale(loss).backward()
+                losses.append(loss.detach())
+        self._advance(learning_rate)
+        return torch.stack(losses).sum().item()
 
     def state(self) -> TrainingState:
         """The canonical training state, bit for bit; a copy."""
@@ -89,7 +184,9 @@ class Trainer:
     def view(self) -> TrainingState:
         """`state()` with each tensor converted when it is read, which must be before the trainer moves on."""
         slots = {slot: canonical.view(tensors) for slot, tensors in self._slots().items()}
-        return TrainingState(canonical.view(self.model.native.state_dict()), slots, canonical.view(self.average), self.steps)
+        weights, ema = canonical.view(self.model.native.state_dict()), canonical.view(self.average)
+        scale, good_steps = self._loss_scale()
+        return TrainingState(weights, slots, ema, self.steps, scale, good_steps)
 
     def load_state(self, state: TrainingState) -> None:
         """Take a canonical training state, bit for bit. Raises InputRefused, with nothing changed, when a part does not fit."""
@@ -106,25 +203,81 @@ class Trainer:
             canonical.copy_into(tensors, arrays, what)
         optim.set_steps(self.optimizer, state.step)
         self.steps = state.step
+        scaling = self.recipe.loss_scaling
+        if scaling is not None:
+            scale = scaling.initial if state.loss_scale is None else state.loss_scale
+            self.scaler.load_state_dict({**self.scaler.state_dict(), "scale": scale, "_growth_tracker": state.good_steps})
 
-    def _update(self, learning_rate: float) -> None:
-        update(self, learning_rate)
+    def _loss(self, forward: Callable[[Tensor], Tensor], inputs: Tensor, targets: Tensor) -> Tensor:
+        """The loss in the model's precision, of logits that half precision may have computed."""
+        half = self.recipe.mixed_precision
+        with torch.autocast(inputs.device.type, HALF[half]) if half else contextlib.nullcontext():
+            logits = forward(inputs)
+        return cross_entropy(logits.to(inputs.dtype), targets, self.recipe.label_smoothing)
+
+    def _advance(self, learning_rate: float) -> None:
+        """Unscale, clip and update, unless a scaled gradient overflowed; gradients are gone afterwards."""
+        if not self._overflowed():
+            optim.clip(self.trained.values(), self.recipe.clip)
+            update(self, learning_rate)
+            self.steps += 1
         self.optimizer.zero_grad(set_to_none=True)
-        self.steps += 1
+
+    def _overflowed(self) -> bool:
+        """Unscale, move the loss scale, and tell whether it was backed off."""
+        if self.recipe.loss_scaling is None:
+            return False
+        before = self.scaler.get_scale()
+        unscale(self)
+        self.scaler.update()
+        # As PyTorch's documentation tells a skipped step; a scale that was backed off to nothing can overflow only.
+        return self.scaler.get_scale() < before or before == 0.0
+
+    def _loss_scale(self) -> tuple[float | None, int]:
+        if self.recipe.loss_scaling is None:
+            return None, 0
+        held = self.scaler.state_dict()
+        return float(held["scale"]), int(held["_growth_tracker"])
 
     def _slots(self) -> dict[str, dict[str, Tensor]]:
         return optim.slots(self.optimizer, self.model.native, self.recipe.optimizer.slots)
 
-    def _batch(self, images: np.ndarray, labels: np.ndarray) -> tuple[Tensor, Tensor]:
+    def _batch(self, images: np.ndarray, targets: np.ndarray) -> tuple[Tensor, Tensor]:
         """Checked native inputs. A label out of range would be an error on a CPU, a crash on a GPU and NaN elsewhere."""
         self.model.check_images(images)
-        classes = self.model.spec.num_classes
-        if labels.shape != (len(images),) or not np.issubdtype(labels.dtype, np.integer):
-            raise UsageError(f"labels must be integers of shape ({len(images)},), one an image; given {labels.dtype} {labels.shape}")
-        if labels.size and not 0 <= labels.min() <= labels.max() < classes:
-            raise UsageError(f"labels must be in [0, {classes}); given {labels.min()} to {labels.max()}")
-        inputs = self.model.to_native(images)
-        return inputs, torch.from_numpy(labels.astype(np.int64)).to(inputs.device)
+        n, classes = len(images), self.model.spec.num_classes
+        inputs = self._inputs(images)
+        if targets.ndim == 2:
+            if targets.shape != (n, classes) or not np.allclose(targets.sum(axis=1), 1.0, atol=1e-4):
+                raise UsageError(f"targets must be ({n}, {classes}) shares that add up to one for each image; given {targets.shape}")
+            return inputs, torch.from_numpy(np.asarray(targets, np.float64)).to(inputs.device, inputs.dtype)
+        if targets.shape != (n,) or not np.issubdtype(targets.dtype, np.integer):
+            raise UsageError(
+                f"targets must be integers of shape ({n},), one an image, or shares of shape ({n}, {classes}); "
+                f"given {targets.dtype} {targets.shape}"
+            )
+        if targets.size and not 0 <= targets.min() <= targets.max() < classes:
+            raise UsageError(f"targets must be in [0, {classes}); given {targets.min()} to {targets.max()}")
+        return inputs, torch.from_numpy(targets.astype(np.int64)).to(inputs.device)
+
+    def _inputs(self, images: np.ndarray) -> Tensor:
+        """(N, H, W, C) -> (N, C, H, W) on the device, transposed there: in channels-last memory for nothing."""
+        like = next(self.model.native.parameters())
+        pixels = torch.from_numpy(np.require(images, self.model.precision, ["C", "W"])).to(like.device, non_blocking=True)
+        layout = torch.channels_last if self.execution.tuned else torch.contiguous_format
+        return pixels.permute(0, 3, 1, 2).contiguous(memory_format=layout)
+
+    @contextlib.contextmanager
+    def _executing(self, *, dropout: bool) -> Iterator[None]:
+        """The model as the recipe wants it for a pass: train mode except for frozen layers, which want no gradients either."""
+        with contextlib.ExitStack() as stack:
+            stack.enter_context(full_precision())
+            stack.enter_context(mode(self.model.native, training=True, dropout=dropout, frozen=self.frozen))
+            stack.enter_context(_gradients_for(self.trained.values(), self.model.native))
+            stack.enter_context(torch.enable_grad())
+            if self.recipe.remat:
+                stack.enter_context(rematerialized(self.model.native))
+            yield
 
     @contextlib.contextmanager
     def _dropout_seed(self) -> Iterator[None]:
@@ -135,3 +288,17 @@ class Trainer:
         with torch.random.fork_rng(devices=list(range(torch.cuda.device_count()))):
             torch.manual_seed(int(philox.bits(f"dropout/{self.recipe.seed}/{self.steps}", 1)[0]))
             yield
+
+
+@contextlib.contextmanager
+def _gradients_for(trained: Collection[nn.Parameter], native: nn.Module) -> Iterator[None]:
+    """Of the module's parameters these alone want gradients, for a while."""
+    before = [(parameter, parameter.requires_grad) for parameter in native.parameters()]
+    wanted = {id(parameter) for parameter in trained}
+    for parameter, _ in before:
+        parameter.requires_grad_(id(parameter) in wanted)
+    try:
+        yield
+    finally:
+        for parameter, flag in before:
+            parameter.requires_grad_(flag)

@@ -14,10 +14,10 @@ from unittest.mock import patch
 import keras
 import tensorflow as tf
 
-from triptych.core.recipe import SGD, AdamW
+from triptych.core.recipe import SGD, AdamW, Clip
 from triptych.in_tensorflow import data, layers, optim, train
 from triptych.in_tensorflow.model import traced_anew
-from triptych.in_tensorflow.optim import Tensors
+from triptych.in_tensorflow.optim import Slots
 
 Planting = Callable[[Any, str], contextlib.AbstractContextManager[None]]
 Call = Callable[[Any], Any]
@@ -205,47 +205,48 @@ def gradient_stopped_shortcut(native: Any, call: Call, x: Any) -> Any:
 
 @in_training(optim, "sgd")
 def momentum_convention(
-    rule: SGD, decay: float, weight: tf.Tensor, gradient: tf.Tensor, slots: Tensors, learning_rate: tf.Tensor, step: tf.Tensor
-) -> tuple[tf.Tensor, Tensors]:
+    rule: SGD, decay: float, weight: tf.Variable, gradient: tf.Tensor, slots: Slots, learning_rate: tf.Tensor, step: tf.Tensor
+) -> list[Any]:
     """`keras.optimizers.SGD`: v = m v - lr g; w += v. It agrees only while the learning rate is constant (numerics 12)."""
     (velocity,) = slots
     gradient = gradient + decay * weight
-    velocity = rule.momentum * velocity - learning_rate * gradient
-    move = rule.momentum * velocity - learning_rate * gradient if rule.nesterov else velocity
-    return weight + move, (velocity,)
+    after = rule.momentum * velocity - learning_rate * gradient
+    move = rule.momentum * after - learning_rate * gradient if rule.nesterov else after
+    return optim.assign(weight, weight + move, slots, [after])
 
 
 @in_training(optim, "sgd")
 def nesterov_formula(
-    rule: SGD, decay: float, weight: tf.Tensor, gradient: tf.Tensor, slots: Tensors, learning_rate: tf.Tensor, step: tf.Tensor
-) -> tuple[tf.Tensor, Tensors]:
+    rule: SGD, decay: float, weight: tf.Variable, gradient: tf.Tensor, slots: Slots, learning_rate: tf.Tensor, step: tf.Tensor
+) -> list[Any]:
     """The look-ahead uses the buffer from before this step, g + m v_old, which is plain momentum (numerics 13)."""
     (momentum,) = slots
-    gradient = gradient + decay * weight
-    direction = gradient + rule.momentum * momentum
-    return weight - learning_rate * direction, (direction,)
+    direction = gradient + decay * weight + rule.momentum * momentum
+    return optim.assign(weight, weight - learning_rate * direction, slots, [direction])
 
 
 @in_training(optim, "sgd")
 def weight_decay_decoupled(
-    rule: SGD, decay: float, weight: tf.Tensor, gradient: tf.Tensor, slots: Tensors, learning_rate: tf.Tensor, step: tf.Tensor,
-    *, coupled: Callable[..., tuple[tf.Tensor, Tensors]] = optim.sgd,
-) -> tuple[tf.Tensor, Tensors]:  # fmt: skip
+    rule: SGD, decay: float, weight: tf.Variable, gradient: tf.Tensor, slots: Slots, learning_rate: tf.Tensor, step: tf.Tensor,
+    *, coupled: Callable[..., list[Any]] = optim.sgd,
+) -> list[Any]:  # fmt: skip
     """Decoupled decay in SGD, as every Keras optimizer has it (numerics 14)."""
-    return coupled(rule, 0.0, weight * (1.0 - learning_rate * decay), gradient, slots, learning_rate, step)
+    weight.assign(weight * (1.0 - learning_rate * decay))
+    return coupled(rule, 0.0, weight, gradient, slots, learning_rate, step)
 
 
 @in_training(optim, "adamw")
 def adam_epsilon_hat(
-    rule: AdamW, decay: float, weight: tf.Tensor, gradient: tf.Tensor, slots: Tensors, learning_rate: tf.Tensor, step: tf.Tensor
-) -> tuple[tf.Tensor, Tensors]:
+    rule: AdamW, decay: float, weight: tf.Variable, gradient: tf.Tensor, slots: Slots, learning_rate: tf.Tensor, step: tf.Tensor
+) -> list[Any]:
     """`keras.optimizers.AdamW`: epsilon inside the bias correction, the "epsilon hat" of Kingma & Ba 2015 (numerics 15)."""
     mean, square = slots
     mean = rule.beta1 * mean + (1.0 - rule.beta1) * gradient
     square = rule.beta2 * square + (1.0 - rule.beta2) * gradient * gradient
     correction1, correction2 = optim.bias_corrections(rule, step, weight.dtype)
     rate = learning_rate * tf.sqrt(correction2) / correction1
-    return weight * (1.0 - learning_rate * decay) - rate * mean / (tf.sqrt(square) + rule.epsilon), (mean, square)
+    moved = weight * (1.0 - learning_rate * decay) - rate * mean / (tf.sqrt(square) + rule.epsilon)
+    return optim.assign(weight, moved, slots, [mean, square])
 
 
 @in_training(train, "update")
@@ -255,52 +256,84 @@ def ema_before_step(trainer: Any, gradients: Any, learning_rate: tf.Tensor, step
     trainer.optimizer.apply(gradients, learning_rate, step)
 
 
+@in_training(train, "unscale")
+def clip_before_unscale(trainer: Any, gradients: Any, *, unscale: Callable[..., list[tf.Tensor]] = train.unscale) -> list[tf.Tensor]:
+    """Clipped while still multiplied by the loss scale, whose size the limit does not know (numerics 18)."""
+    return unscale(trainer, optim.clip(gradients, trainer.recipe.clip))
+
+
+@in_training(optim, "clip")
+def clip_no_epsilon(gradients: Any, limits: Clip | None, *, clip: Callable[..., list[tf.Tensor]] = optim.clip) -> list[tf.Tensor]:
+    """Keras' `global_clipnorm`, `tf.clip_by_global_norm`: nothing is added to the norm (numerics 18)."""
+    if limits is None or limits.norm is None:
+        return clip(gradients, limits)
+    return tf.clip_by_global_norm(gradients, limits.norm)[0]
+
+
+@in_training(optim, "clip")
+def clip_per_tensor(gradients: Any, limits: Clip | None, *, clip: Callable[..., list[tf.Tensor]] = optim.clip) -> list[tf.Tensor]:
+    """Keras' `clipnorm`: each tensor by its own norm (numerics 18)."""
+    return [clip([gradient], limits)[0] for gradient in gradients]
+
+
 # --- Loss -------------------------------------------------------------------------------------------------------------------------
 
 
 @in_training(train, "cross_entropy")
-def label_smoothing_other_classes(logits: tf.Tensor, labels: tf.Tensor, label_smoothing: float) -> tf.Tensor:
+def label_smoothing_other_classes(logits: tf.Tensor, targets: tf.Tensor, label_smoothing: float) -> tf.Tensor:
     """The mass is spread over the K - 1 wrong classes only (numerics 17)."""
     classes = logits.shape[-1]
-    hot = tf.one_hot(labels, classes, dtype=logits.dtype)
-    targets = (1.0 - label_smoothing) * hot + label_smoothing / (classes - 1) * (1.0 - hot)
-    return tf.reduce_mean(tf.nn.softmax_cross_entropy_with_logits(targets, logits))
+    shares = train.as_shares(targets, classes, logits.dtype)
+    smoothed = (1.0 - label_smoothing) * shares + label_smoothing / (classes - 1) * (1.0 - shares)
+    return tf.reduce_mean(tf.nn.softmax_cross_entropy_with_logits(smoothed, logits))
 
 
 @in_training(train, "cross_entropy")
 def loss_float32(
-    logits: tf.Tensor, labels: tf.Tensor, label_smoothing: float, *, cross_entropy: Callable[..., tf.Tensor] = train.cross_entropy
+    logits: tf.Tensor, targets: tf.Tensor, label_smoothing: float, *, cross_entropy: Callable[..., tf.Tensor] = train.cross_entropy
 ) -> tf.Tensor:
     """The loss in float32 whatever the run's precision, as `keras.losses` return it (numerics 31)."""
-    return tf.cast(cross_entropy(tf.cast(logits, tf.float32), labels, label_smoothing), logits.dtype)
+    return tf.cast(cross_entropy(tf.cast(logits, tf.float32), targets, label_smoothing), logits.dtype)
 
 
 @in_training(train, "cross_entropy")
 def loss_sum(
-    logits: tf.Tensor, labels: tf.Tensor, label_smoothing: float, *, cross_entropy: Callable[..., tf.Tensor] = train.cross_entropy
+    logits: tf.Tensor, targets: tf.Tensor, label_smoothing: float, *, cross_entropy: Callable[..., tf.Tensor] = train.cross_entropy
 ) -> tf.Tensor:
     """The sum over the batch instead of the mean (numerics 29)."""
-    return cross_entropy(logits, labels, label_smoothing) * tf.cast(tf.shape(logits)[0], logits.dtype)
+    return cross_entropy(logits, targets, label_smoothing) * tf.cast(tf.shape(logits)[0], logits.dtype)
 
 
 # --- Input pipeline ---------------------------------------------------------------------------------------------------------------
 
 
 @in_pipeline("decode_jpeg")
-def jpeg_fast_dct(encoded: bytes) -> tf.Tensor:
+def jpeg_fast_dct(encoded: tf.Tensor) -> tf.Tensor:
     """TensorFlow's default, the fast inverse DCT (numerics 19)."""
     return tf.io.decode_jpeg(encoded, channels=3)
 
 
 @in_pipeline("resize_bilinear")
-def resize_no_antialias(pixels: tf.Tensor, height: int, width: int) -> tf.Tensor:
+def resize_no_antialias(pixels: tf.Tensor, height: Any, width: Any) -> tf.Tensor:
     """`tf.image.resize` by default: no antialiasing (numerics 20)."""
     return tf.image.resize(pixels, (height, width))
 
 
 @in_pipeline("resize_bilinear")
 def resize_uint8(
-    pixels: tf.Tensor, height: int, width: int, *, resize_bilinear: Callable[..., tf.Tensor] = data.resize_bilinear
+    pixels: tf.Tensor, height: Any, width: Any, *, resize_bilinear: Callable[..., tf.Tensor] = data.resize_bilinear
 ) -> tf.Tensor:
     """The resized image is stored as bytes (numerics 21)."""
     return tf.cast(tf.cast(tf.clip_by_value(tf.round(resize_bilinear(pixels, height, width)), 0.0, 255.0), tf.uint8), tf.float32)
+
+
+@in_pipeline("brightness")
+def jitter_brightness_adds(pixels: tf.Tensor, factor: tf.Tensor) -> tf.Tensor:
+    """`tf.image.adjust_brightness` adds to the pixels, by a share of the full scale (numerics 32)."""
+    return pixels + (factor - 1.0) * 255.0
+
+
+@in_pipeline("contrast")
+def jitter_native_contrast(pixels: tf.Tensor, factor: tf.Tensor) -> tf.Tensor:
+    """`tf.image.adjust_contrast` blends each channel with its own mean (numerics 32)."""
+    return factor * pixels + (1.0 - factor) * tf.reduce_mean(pixels, axis=[1, 2], keepdims=True)

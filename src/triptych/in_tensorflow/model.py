@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterator, Mapping
+import itertools
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import keras
@@ -12,10 +13,10 @@ import tensorflow as tf
 
 from triptych.core.contract import Forward, check_device, check_precision
 from triptych.core.errors import TriptychError, UsageError
-from triptych.core.spec import Spec
+from triptych.core.spec import ResNetSpec, Spec
 from triptych.in_tensorflow import weights as canonical
 from triptych.in_tensorflow.mlp import mlp
-from triptych.in_tensorflow.resnet import resnet
+from triptych.in_tensorflow.resnet import last_layer, resnet
 
 BUILDERS: dict[str, Callable[..., keras.Model]] = {"resnet": resnet, "mlp": mlp}
 # Our device names and TensorFlow's device types.
@@ -76,7 +77,7 @@ class Model:
         self.generation = 0
         outputs = {name: native.get_layer(name).output for name in spec.intermediates()}
         self._with_intermediates = keras.Model(native.inputs, outputs, name=f"{spec.name}.intermediates")
-        self._traces = Traces(self)
+        self._traces = Traces(self, reduce_retracing=True)
 
     def predict(self, images: np.ndarray, batch_size: int | None = None) -> np.ndarray:
         """(N, H, W, C) preprocessed images -> (N, classes) logits in eval mode, `batch_size` (None: all) at a time."""
@@ -179,10 +180,14 @@ def traced_anew(watched: Any) -> Iterator[None]:
 
 
 class Traces:
-    """The `tf.function`s of one owner, traced anew whenever the `generation` of something that they are traced from moves on."""
+    """The `tf.function`s of one owner, traced anew whenever the `generation` of something that they are traced from moves on.
 
-    def __init__(self, *watched: Any) -> None:
+    `options` are those of `tf.function`.
+    """
+
+    def __init__(self, *watched: Any, **options: Any) -> None:
         self._watched = watched
+        self._options = options
         self._generations: list[int] = []
         self._functions: dict[str, Any] = {}
 
@@ -193,22 +198,42 @@ class Traces:
             self._functions.clear()
             self._generations = generations
         if function.__name__ not in self._functions:
-            self._functions[function.__name__] = tf.function(function, autograph=False, reduce_retracing=True)
+            self._functions[function.__name__] = tf.function(function, autograph=False, **self._options)
         return self._functions[function.__name__]
 
 
 @contextlib.contextmanager
-def dropout_off(model: keras.Model) -> Iterator[None]:
-    """Train mode for BatchNorm without dropout."""
-    layers = [layer for layer in model.layers if isinstance(layer, keras.layers.Dropout)]
-    rates = [layer.rate for layer in layers]
+def changed(layers: Sequence[keras.layers.Layer], **attributes: Any) -> Iterator[None]:
+    """While open, these attributes of the layers have these values: what is traced meanwhile keeps them, the layers do not."""
+    before = [(layer, {name: getattr(layer, name) for name in attributes}) for layer in layers]
     try:
         for layer in layers:
-            layer.rate = 0.0
+            for name, value in attributes.items():
+                setattr(layer, name, value)
         yield
     finally:
-        for layer, rate in zip(layers, rates, strict=True):
-            layer.rate = rate
+        for layer, values in before:
+            for name, value in values.items():
+                setattr(layer, name, value)
+
+
+def layers_of(model: keras.Model, kind: type[keras.layers.Layer]) -> list[keras.layers.Layer]:
+    """The layers of one class."""
+    return [layer for layer in model.layers if isinstance(layer, kind)]
+
+
+def dropout_off(model: keras.Model) -> contextlib.AbstractContextManager[None]:
+    """Train mode for BatchNorm without dropout."""
+    return changed(layers_of(model, keras.layers.Dropout), rate=0.0)
+
+
+def segments(model: keras.Model, spec: Spec) -> list[keras.Model]:
+    """The network cut at its residual blocks, in order, into models that share its layers; one without blocks is left whole."""
+    if not isinstance(spec, ResNetSpec):
+        return [model]
+    names = ["maxpool" if spec.stem.max_pool else "relu", *(last_layer(block) for block in spec.blocks())]
+    cuts = [model.input, *(model.get_layer(name).output for name in names), model.output]
+    return [keras.Model(start, end) for start, end in itertools.pairwise(cuts)]
 
 
 @contextlib.contextmanager

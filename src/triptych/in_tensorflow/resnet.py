@@ -38,7 +38,12 @@ def residual_block(x: KerasTensor, block: BlockSpec, batch_norm: BatchNormSpec) 
     """relu(residual(x) + shortcut(x)), Figures 2 and 5 of the paper."""
     residual = {"basic": basic, "bottleneck": bottleneck}[block.kind](x, block, batch_norm)
     joined = layers.Add(dtype=x.dtype, name=f"{block.name}.add")([residual, shortcut(x, block, batch_norm)])
-    return relu(joined, f"{block.name}.relu{2 if block.kind == 'basic' else 3}")
+    return relu(joined, last_layer(block))
+
+
+def last_layer(block: BlockSpec) -> str:
+    """The name of the layer whose output is the block's."""
+    return f"{block.name}.relu{2 if block.kind == 'basic' else 3}"
 
 
 def basic(x: KerasTensor, block: BlockSpec, batch_norm: BatchNormSpec) -> KerasTensor:
