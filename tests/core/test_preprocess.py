@@ -3,16 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
-import itertools
-from typing import Any
 
-import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from triptych.core import catalog, contract
-from triptych.core.preprocess import Geometry, batch_indices, epoch_order, geometry
+from triptych.core.preprocess import Geometry, geometry
 from triptych.core.spec import Preprocessing
 
 sizes = st.integers(1, 5000)
@@ -94,45 +91,3 @@ def test_without_a_short_side_the_crop_is_the_short_side(crop: int, longer: int)
     assert (box.resized_height, box.resized_width) == (crop, crop + longer)
     assert box.top == 0
     assert geometry(recipe(None, crop), 2 * crop, 2 * crop) == Geometry(crop, crop, 0, 0, crop)
-
-
-def drawn(**arguments: Any) -> list[list[int]]:
-    """The batches of a plan, as lists."""
-    return [batch.tolist() for batch in batch_indices(**arguments)]
-
-
-@given(st.integers(1, 40), st.integers(1, 12), st.integers(0, 3))
-def test_every_sample_comes_at_most_once_an_epoch(size: int, batch_size: int, seed: int) -> None:
-    batch_size = min(batch_size, size)
-    per_epoch = size // batch_size
-    batches = drawn(seed=seed, size=size, batch_size=batch_size, steps=3 * per_epoch)
-    assert {len(batch) for batch in batches} == {batch_size}
-    for epoch in range(3):
-        seen = sorted(itertools.chain(*batches[epoch * per_epoch : (epoch + 1) * per_epoch]))
-        assert seen == sorted(set(seen))
-        assert set(seen) <= set(range(size))
-        assert len(seen) == per_epoch * batch_size  # all of them when the batches come out even
-
-
-@given(st.integers(1, 30), st.integers(1, 8), st.integers(0, 40), st.integers(0, 40))
-def test_a_run_can_resume_at_any_step(size: int, batch_size: int, first: int, more: int) -> None:
-    batch_size = min(batch_size, size)
-    whole = drawn(seed=1, size=size, batch_size=batch_size, steps=first + more)
-    assert drawn(seed=1, size=size, batch_size=batch_size, steps=first + more, first_step=first) == whole[first:]
-
-
-def test_epochs_and_seeds_have_their_own_order() -> None:
-    orders = [epoch_order(seed, epoch, 50).tolist() for seed in (0, 1) for epoch in (0, 1)]
-    assert len({tuple(order) for order in orders}) == 4
-    assert epoch_order(0, 0, 50).tolist() == orders[0]
-    # Golden: a run of today must be resumed by tomorrow's version.
-    assert epoch_order(0, 0, 8).tolist() == [1, 0, 5, 3, 6, 2, 4, 7]
-
-
-def test_a_batch_larger_than_the_data_is_refused() -> None:
-    with pytest.raises(ValueError, match="a batch of 9 needs at least as many samples; there are 8"):
-        next(batch_indices(0, 8, 9, 1))
-
-
-def test_indices_are_int64() -> None:
-    assert next(batch_indices(0, 8, 4, 1)).dtype == np.int64

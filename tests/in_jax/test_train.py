@@ -105,7 +105,7 @@ def test_a_step_is_its_gradients_applied_with_statistics_updated(lab: Any) -> No
     for name, value in stepped.weights.items():
         averaged = value if value.dtype == np.int64 else 0.9 * start.ema[name] + 0.1 * value
         np.testing.assert_allclose(stepped.ema[name], averaged, rtol=1e-14, atol=1e-15)
-    assert trainer._update._cache_size() == trainer._gradients._cache_size() == 1, "nothing is compiled twice"
+    assert trainer._advance._cache_size() == trainer._gradients._cache_size() == 1, "nothing is compiled twice"
 
 
 @pytest.mark.parametrize("optimizer", [SGD(), AdamW()])

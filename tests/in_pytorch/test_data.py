@@ -96,15 +96,3 @@ def test_preprocess_is_resize_and_normalize_in_float32(lab: Any, name: str) -> N
     out = lab.room.preprocess(image, preprocessing)
     assert out.shape == (preprocessing.crop, preprocessing.crop, preprocessing.channels)
     assert np.array_equal(out, expected)
-
-
-def test_batches_come_in_the_order_asked_for(lab: Any) -> None:
-    preprocessing = catalog.get_spec("resnet20").preprocessing
-    images = np.stack([picture(32, 32)[::-1] // (i + 1) for i in range(7)])
-    images.setflags(write=False)
-    labels, order = np.arange(7), [np.array([3, 1]), np.array([6, 6, 0])]
-    given = list(lab.room.batches(images, labels, iter(order), preprocessing))
-    assert [y.tolist() for _, y in given] == [[3, 1], [6, 6, 0]]
-    for (x, _), indices in zip(given, order, strict=True):
-        assert x.flags.c_contiguous
-        assert np.array_equal(x, np.stack([lab.room.preprocess(images[i], preprocessing) for i in indices]))

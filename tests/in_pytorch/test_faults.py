@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 from typing import Any
 
 import numpy as np
 import pytest
 
-from triptych.core.preprocess import Geometry
-from triptych.core.recipe import AdamW
+from triptych.core import catalog
+from triptych.core.preprocess import ColorJitter, Geometry, Transforms
+from triptych.core.recipe import AdamW, Clip, LossScaling
+from triptych.core.sampling import SamplingPlan
+from triptych.data import Source
 
 # fault -> (model, layer, what it must change). Statistics and weights are those after three training steps.
 EXPECTED = {
@@ -36,6 +40,11 @@ EXPECTED = {
     "label_smoothing_other_classes": ("resnet20", "", {"loss", "gradients", "steps"}),
     "loss_float32": ("resnet20", "", {"loss", "gradients", "steps"}),
     "loss_sum": ("resnet20", "", {"loss", "gradients", "steps"}),
+    "clip_before_unscale": ("resnet20", "", {"clipped"}),
+    "clip_no_epsilon": ("resnet20", "", {"clipped"}),
+    "clip_per_tensor": ("resnet20", "", {"clipped"}),
+    "jitter_brightness_adds": ("resnet20", "", {"jitter"}),
+    "jitter_native_contrast": ("resnet20", "", {"jitter"}),
     "resize_no_antialias": ("resnet20", "", {"resize"}),
     "resize_uint8": ("resnet20", "", {"resize"}),
 }
@@ -73,7 +82,25 @@ class Subject:
         for rate in (0.1, 0.03, 0.07):
             self.trainer.step(images, labels, rate)
         state = self.trainer.state()
+        seen |= {"clipped": self._scaled_and_clipped(), "jitter": self._jittered()}
         return {**seen, "steps": list(state.weights.values()), "slots": list(state.slots.values()), "ema": list(state.ema.values())}
+
+    def _scaled_and_clipped(self) -> dict[str, np.ndarray]:
+        """The slots after a step from the start whose gradients are scaled, and clipped by their norm."""
+        model = self.lab.room.create_model(self.spec, self.initial.weights, precision="float64", device="cpu")
+        recipe = dataclasses.replace(self.recipe, clip=Clip(norm=0.5), loss_scaling=LossScaling())
+        trainer = self.lab.room.create_trainer(model, recipe)
+        trainer.step(*self.lab.batch(self.spec), 0.1)
+        return dict(next(iter(trainer.state().slots.values())))
+
+    def _jittered(self) -> np.ndarray:
+        """A batch out of the pipeline."""
+        transforms = Transforms(jitter=ColorJitter(0.4, 0.4))
+        images = np.random.default_rng(0).integers(0, 256, (4, 32, 32, 3), dtype=np.uint8)
+        source = Source("noise", "train", ("0", "1"), np.arange(4) % 2, images, list("abcd"))
+        plan = SamplingPlan(source.labels, 2, 4, 1, transforms, 32)
+        ((pixels, _),) = self.lab.room.batches(source, plan.batches(0, 1), catalog.get_spec("resnet20").preprocessing, transforms)
+        return pixels
 
 
 def changed(a: dict[str, Any], b: dict[str, Any]) -> set[str]:
@@ -96,7 +123,7 @@ def test_a_fault_changes_what_it_should_and_is_taken_out(lab: Any, fault: str) -
         faulty = subject.observe(layer)
     assert expected <= changed(clean, faulty)
     # A mode's fault must not leak into the other mode.
-    silent = {"eval", "resize", "loss", "train"} - expected - ({"loss"} if "train" in expected else set())
+    silent = {"eval", "resize", "loss", "train", "jitter"} - expected - ({"loss"} if "train" in expected else set())
     assert not silent & changed(clean, faulty)
     assert changed(clean, subject.observe(layer)) == set()
 

@@ -8,7 +8,13 @@ import numpy as np
 import pytest
 
 from triptych.core import catalog
+from triptych.core.contract import Loader
 from triptych.core.errors import InputRefused, UsageError
+from triptych.core.preprocess import RandomResizedCrop, Transforms
+from triptych.core.recipe import LossScaling
+from triptych.core.sampling import SamplingPlan
+from triptych.core.spec import Preprocessing
+from triptych.data import Source
 
 each_model = pytest.mark.parametrize("name", catalog.list_models())
 
@@ -205,23 +211,28 @@ def test_no_global_and_no_flag_of_the_caller_is_left_changed(lab: Any) -> None:
             torch.get_default_dtype(), torch.get_default_device(), torch.is_grad_enabled(), torch.get_num_threads(),
             torch.get_float32_matmul_precision(), backends.cudnn.allow_tf32, backends.cuda.matmul.allow_tf32,
             backends.cudnn.conv.fp32_precision, backends.cuda.matmul.fp32_precision, backends.mkldnn.matmul.fp32_precision,
-            torch.are_deterministic_algorithms_enabled(), torch.get_rng_state().tolist(),
+            torch.are_deterministic_algorithms_enabled(), torch.get_rng_state().tolist(), torch.is_autocast_enabled("cpu"),
         ]  # fmt: skip
 
     before = everything()
     spec = lab.spec("mlp", dropout=0.5)
     images, labels = lab.batch(spec)
-    model = lab.room.create_model(spec, lab.weights(spec), precision="float64", device="auto")
-    trainer = lab.room.create_trainer(model, lab.recipe())
+    model = lab.room.create_model(spec, lab.weights(spec), precision="float32", device="auto")
+    everything_on: dict[str, Any] = {"mixed_precision": "float16", "loss_scaling": LossScaling(), "frozen": ("fc1",), "remat": True}
+    trainer = lab.room.create_trainer(model, lab.recipe(**everything_on))
     model.native[1].train()
     trainer.step(images, labels, 0.1)
     trainer.gradients(images, labels)
     model.predict(images)
     model.forward(images, training=True)
-    list(lab.room.batches(np.zeros((4, 8, 8, 3), np.uint8), np.arange(4), [np.array([1, 2])], spec.preprocessing))
+    transforms = Transforms(RandomResizedCrop(), flip=0.5, mixup=0.5)
+    source = Source("zeros", "train", ("0", "1"), np.zeros(4, np.int64), np.zeros((4, 32, 32, 1), np.uint8), list("abcd"))
+    plan = SamplingPlan(source.labels, 2, 2, 0, transforms, 32)
+    for workers in (0, 1):
+        list(lab.room.batches(source, plan.batches(0, 2), Preprocessing(None, 32, (0.5,), (0.5,)), transforms, Loader(workers)))
     assert everything() == before
     assert [module.training for module in model.native] == [name == "fc1" for name, _ in model.native.named_children()]
-    assert all(parameter.grad is None for parameter in model.native.parameters())
+    assert all(parameter.grad is None and parameter.requires_grad for parameter in model.native.parameters())
 
 
 @pytest.mark.parametrize("setting", ["high", "medium"])

@@ -6,12 +6,14 @@ import colorsys
 import dataclasses
 import io
 import itertools
+import pickle
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 from triptych.core.contract import Loader
@@ -31,6 +33,7 @@ from triptych.core.preprocess import (
 from triptych.core.sampling import Batch, SamplingPlan, in_order
 from triptych.core.spec import Preprocessing
 from triptych.data import Source
+from triptych.in_pytorch.data import FromFiles, InMemory, interpolate, resize_windows
 
 SAMPLES, SIDE, SIZE = 12, 20, 5
 JITTER = ColorJitter(0.4, 0.4, 0.4, 0.1)
@@ -241,6 +244,41 @@ def test_with_a_cache_each_file_is_read_once(cache: str, room: Any, tmp_path: Pa
         next(room.batches(source_of(images), plan.batches(0, 1), recipe_of(3), EVERYTHING, Loader(cache=str(tmp_path / "no" / "folder"))))
 
 
+@pytest.mark.parametrize("files", [False, True], ids=["array", "files"])
+def test_a_dataset_can_be_sent_to_a_process_that_was_not_forked(files: bool, room: Any) -> None:
+    images = photographs()
+    source = source_of([as_png(image) for image in images] if files else images)
+    dataset = (FromFiles if files else InMemory)(source, recipe_of(3), EVERYTHING, Loader())
+    batch = plan_of(source, EVERYTHING).batch(3)
+    pixels = dataset[batch][0]
+    sent, received = pickle.loads(pickle.dumps((dataset, batch)))
+    np.testing.assert_array_equal(sent[received][0], pixels)
+
+
+@pytest.mark.parametrize(("size", "crop"), [(40, 40), (40, 30), (300, 96), (30, 112)])
+def test_windows_of_a_batch_are_resized_as_torchvision_resizes_one(size: int, crop: int) -> None:
+    generator = np.random.default_rng(0)
+    x = torch.from_numpy(generator.integers(0, 256, (6, 3, size, size)).astype(np.float64))
+    sides = generator.integers(size // 4, size + 1, (6, 2))
+    windows = np.concatenate([(generator.random((6, 2)) * (size + 1 - sides)).astype(np.int64), sides], axis=1)
+    made = resize_windows(x.float(), torch.from_numpy(windows), crop, torch.arange(6) % 2 == 1)
+    for i, (top, left, height, width) in enumerate(windows):
+        expected = interpolate(x[i : i + 1, :, top : top + height, left : left + width], crop, crop)[0]  # in float64: exact
+        torch.testing.assert_close(made[i], (expected.flip(2) if i % 2 else expected).float(), rtol=0, atol=1e-4)
+
+
+def test_a_caller_s_low_precision_changes_no_pixel(room: Any) -> None:
+    source = source_of(photographs())
+    plan, before = plan_of(source, EVERYTHING), torch.get_float32_matmul_precision()
+    ((expected, _),) = room.batches(source, plan.batches(0, 1), recipe_of(3), EVERYTHING)
+    try:
+        torch.set_float32_matmul_precision("medium")
+        ((made, _),) = room.batches(source, plan.batches(0, 1), recipe_of(3), EVERYTHING)
+    finally:
+        torch.set_float32_matmul_precision(before)
+    np.testing.assert_array_equal(made, expected)
+
+
 def test_errors_are_those_of_the_package(room: Any) -> None:
     images = [as_png(image) for image in photographs()]
     images[7] = images[7][:60]
@@ -255,8 +293,10 @@ def test_errors_are_those_of_the_package(room: Any) -> None:
 
     with pytest.raises(UsageError, match="the plan ends here"):
         list(room.batches(source_of(photographs()), broken(), recipe_of(3), NO_TRANSFORMS))
-    with pytest.raises(UsageError, match="pad_crop=20"):
-        list(room.batches(source_of(photographs()), in_order(np.arange(4), 4), recipe_of(3), Transforms(pad_crop=20)))
+    for source in (source_of(photographs()), source_of([as_png(image) for image in photographs()])):
+        wide = Transforms(pad_crop=20)
+        with pytest.raises(UsageError, match="pad_crop=20"):
+            list(room.batches(source, plan_of(source, wide).batches(0, 1), recipe_of(3), wide))
 
 
 def test_an_endless_plan_can_be_left_and_an_empty_one_is_over(room: Any) -> None:
@@ -268,8 +308,6 @@ def test_an_endless_plan_can_be_left_and_an_empty_one_is_over(room: Any) -> None
 
 
 def test_the_callers_random_stream_is_left_alone(room: Any) -> None:
-    import torch
-
     torch.manual_seed(3)
     drawn = [torch.rand(2) for _ in range(2)]
     torch.manual_seed(3)

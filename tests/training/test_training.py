@@ -14,15 +14,17 @@ from safetensors.numpy import load_file
 import triptych
 from triptych.cli import main
 from triptych.core import catalog, contract, initialize, recipe
+from triptych.core.contract import Execution, Loader
 from triptych.core.difference import sketch
-from triptych.core.errors import TriptychError, UsageError
-from triptych.core.recipe import SGD, AdamW, Recipe, Schedule
+from triptych.core.errors import StorageError, UsageError
+from triptych.core.preprocess import ColorJitter, RandomErasing, RandomResizedCrop, Transforms
+from triptych.core.recipe import SGD, AdamW, Clip, LossScaling, Recipe, Schedule
 from triptych.data import Source, open_source
-from triptych.training.job import Job, describe, standard_recipe
+from triptych.training.job import Intervals, Job, Limits, describe, standard_recipe
 from triptych.training.loop import train
 from triptych.training.worker import run_worker
 
-FRAMEWORKS = contract.installed()
+FRAMEWORKS = [n for n in contract.installed() if n != "jax"]
 # label smoothing, warmup, an average and Nesterov: every term of the step counts.
 RECIPE = Recipe(SGD(), Schedule(0.1, 2, 3), 48, label_smoothing=0.1, ema_decay=0.9)
 JOB = Job("mlp", "digits", RECIPE, steps=3, precision="float64", options={"hidden": (16,)}, keep_sketches=True)
@@ -42,6 +44,18 @@ def colored(classes: int, size: int, channels: int, name: str = "folder") -> Sou
     [
         JOB,
         Job("resnet20", "digits", Recipe(AdamW(), Schedule(1e-3, 0, 9, kind="constant"), 8, seed=4), 9, perturbation=2),
+        Job(
+            "resnet20",
+            "digits",
+            dataclasses.replace(RECIPE, clip=Clip(norm=1.0), loss_scaling=LossScaling(), frozen=("conv1",)),
+            9,
+            transforms=Transforms(RandomResizedCrop(), 0, 0.5, ColorJitter(0.1), RandomErasing(), 0.2, 1.0),
+            progressive=((0, 16), (4, 32)),
+            execution=Execution(tuned=True),
+            loader=Loader(2),
+            intervals=Intervals(evaluate=3),
+            limits=Limits(batches=2),
+        ),
     ],
 )
 def test_a_job_survives_json(job: Job, tmp_path: Path) -> None:
@@ -55,7 +69,9 @@ def test_a_job_survives_json(job: Job, tmp_path: Path) -> None:
 def test_the_hash_changes_with_every_field() -> None:
     changes: dict[str, Any] = {
         "model": "resnet20", "data": "elsewhere", "recipe": dataclasses.replace(RECIPE, seed=1), "steps": 4, "precision": "float32",
-        "device": "cuda", "options": {}, "perturbation": 0, "keep_sketches": False,
+        "device": "cuda", "options": {}, "perturbation": 0, "keep_sketches": False, "transforms": Transforms(flip=0.5), "uneven": "pad",
+        "progressive": ((0, 16),), "start_from": "elsewhere", "new_head": True, "execution": Execution(tuned=True),
+        "loader": Loader(workers=1), "deterministic": False, "intervals": Intervals(evaluate=2), "limits": Limits(steps=2),
     }  # fmt: skip
     assert set(changes) == {field.name for field in dataclasses.fields(Job)}
     hashes = {dataclasses.replace(JOB, **{name: value}).sha256() for name, value in changes.items()}
@@ -176,7 +192,7 @@ def test_a_worker_is_a_process_of_its_own(tmp_path: Path) -> None:
     result = run_worker(job, FRAMEWORKS[0], tmp_path / "run", lines.append)
     assert len(result["losses"]) == 1
     assert lines == [f"{FRAMEWORKS[0]}: step 1 of 1, loss {result['losses'][0]:.4f}"]
-    with pytest.raises(TriptychError, match=f"training in {FRAMEWORKS[0]} failed:\n(.|\n)*exists"):
+    with pytest.raises(StorageError, match=f"training in {FRAMEWORKS[0]}: cannot write .*exists already"):
         run_worker(job, FRAMEWORKS[0], tmp_path / "run")
 
 

@@ -321,6 +321,8 @@ def _training_files(spec: Spec, state: TrainingState, trainer: Mapping[str, Any]
     slots = {f"{slot}.{name}": array for slot, arrays in state.slots.items() for name, array in arrays.items()}
     _validate_slots(spec, slots, list(state.slots), OPTIMIZER)
     described = {**trainer, "schema_version": SCHEMA_VERSION, "step": state.step, "slots": list(state.slots)}
+    if state.loss_scale is not None:
+        described |= {"loss_scale": state.loss_scale, "good_steps": state.good_steps}
     files = {OPTIMIZER: tensor_file.encode(slots), TRAINER: storage.json_bytes(described)}
     if state.ema:
         validate(spec, state.ema, EMA)
@@ -344,7 +346,7 @@ def _training_state(
     _validate_slots(spec, tensors, slots, root / OPTIMIZER)
     by_slot = {slot: {tensor.name: _array(tensors[f"{slot}.{tensor.name}"]) for tensor in spec.parameters()} for slot in slots}
     ema = _checked_weights(spec, files[EMA], root / EMA) if EMA in files else {}
-    return TrainingState(weights, by_slot, ema, step), trainer
+    return TrainingState(weights, by_slot, ema, step, trainer.get("loss_scale"), trainer.get("good_steps", 0)), trainer
 
 
 def _validate_slots(spec: Spec, tensors: Tensors, slots: Sequence[str], source: object) -> None:

@@ -33,6 +33,12 @@ class InputRefused(TriptychError):
     exit_code = 8
 
 
+class Interrupted(TriptychError):
+    """A training run was asked to stop; the step was finished and the state saved."""
+
+    exit_code = 9
+
+
 class StorageError(TriptychError):
     """Writing failed: disk full, read-only, or the directory exists already."""
 

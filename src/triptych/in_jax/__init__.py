@@ -7,22 +7,16 @@ from collections.abc import Mapping
 
 import numpy as np
 
-from triptych.core.recipe import Recipe
 from triptych.core.spec import Spec
 from triptych.in_jax.data import batches, decode, preprocess, resize
 from triptych.in_jax.faults import PLANTINGS
 from triptych.in_jax.model import Model
-from triptych.in_jax.train import Trainer
+from triptych.in_jax.train import Trainer, create_trainer
 
 
 def create_model(spec: Spec, weights: Mapping[str, np.ndarray], *, precision: str = "float32", device: str = "auto") -> Model:
     """The Flax model with these canonical weights."""
     return Model(spec, weights, precision, device)
-
-
-def create_trainer(model: Model, recipe: Recipe) -> Trainer:
-    """A trainer at step 0: slots zero, EMA equal to the weights."""
-    return Trainer(model, recipe)
 
 
 def versions() -> dict[str, str]:

@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from triptych.core.recipe import SGD, AdamW, Recipe
+from triptych.core.recipe import CLIP_EPSILON, SGD, AdamW, Clip, Recipe
 
 Scalars = dict[str, Any]
 
@@ -30,6 +30,16 @@ def scalars(recipe: Recipe, step: int, learning_rate: float) -> dict[str, float]
         return {"learning_rate": learning_rate}
     corrections = {"bias_correction1": 1.0 - hyper.beta1 ** (step + 1), "bias_correction2": 1.0 - hyper.beta2 ** (step + 1)}
     return {"learning_rate": learning_rate, **corrections}
+
+
+def clip(gradients: Any, limits: Clip | None) -> Any:
+    """Each value into [-value, value], or all by their common norm, to which PyTorch adds 1e-6 and optax nothing (numerics 18)."""
+    if limits is None:
+        return gradients
+    if limits.value is not None:
+        return optax.tree.clip(gradients, -limits.value, limits.value)
+    coefficient = jnp.minimum(1.0, limits.norm / (optax.tree.norm(gradients) + CLIP_EPSILON))
+    return optax.tree.scale(coefficient, gradients)
 
 
 def optimizer(recipe: Recipe, decay_mask: Any, values: Scalars) -> optax.GradientTransformation:

@@ -100,7 +100,9 @@ class Job:
 
     def to_json(self) -> dict[str, Any]:
         """Plain data; `Job.from_json` is its inverse."""
-        return {"schema": 1, **dataclasses.asdict(self), "recipe": recipe.to_dict(self.recipe)}
+        fields = {"schema": 1, **dataclasses.asdict(self), "recipe": recipe.to_dict(self.recipe)}
+        plain: dict[str, Any] = json.loads(json.dumps(fields))  # tuples become lists
+        return plain
 
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> Job:

@@ -1,30 +1,45 @@
-"""One framework's training process: `python -m triptych.training.worker RUN FRAMEWORK` trains `RUN/job.json` into `RUN/FRAMEWORK`."""
+"""One framework's training process: `python -m triptych.training.worker RUN FRAMEWORK RESUME`.
+
+It trains `RUN/job.json` into `RUN/FRAMEWORK`.
+"""
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
+import signal
 import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from triptych.core.errors import TriptychError
+from triptych.core.errors import FrameworkMissing, InputRefused, Interrupted, StorageError, TriptychError, UsageError
 from triptych.training import job as jobs
 from triptych.training.job import Job
 from triptych.training.loop import train
 
+ERROR = "error.json"
+GRACE_SECONDS = 60.0
 
-def run_worker(job: Job, framework: str, run: Path, progress: Callable[[str], None] = lambda text: None) -> dict[str, Any]:
-    """Train in a fresh process of its own and return its result; TriptychError with the end of its log when it fails."""
+
+def run_worker(
+    job: Job, framework: str, run: Path, progress: Callable[[str], None] = lambda text: None, *, resume: str = "never"
+) -> dict[str, Any]:
+    """Train in a fresh process of its own and return its result; `resume` as in `loop.train`.
+
+    Raises what the worker raised, with its exit code; TriptychError with the end of its log when it died otherwise. Asked to stop
+    (SIGTERM, Ctrl-C), it lets the worker finish its step and save.
+    """
     directory = run / framework
     directory.mkdir(parents=True, exist_ok=True)
     (run / "job.json").write_text(json.dumps(job.to_json(), indent=1))
     settings = {"KERAS_BACKEND": "tensorflow", "TF_CPP_MIN_LOG_LEVEL": "3", "PYTHONUNBUFFERED": "1"}
-    command = [sys.executable, "-m", "triptych.training.worker", str(run), framework]
+    command = [sys.executable, "-m", "triptych.training.worker", str(run), framework, resume]
+    (directory / ERROR).unlink(missing_ok=True)
     with (
-        (directory / "worker.log").open("wb") as log,
+        (directory / "worker.log").open("ab") as log,
         subprocess.Popen(command, stdout=subprocess.PIPE, stderr=log, stdin=subprocess.DEVNULL, env={**os.environ, **settings}) as process,
     ):
         try:
@@ -32,22 +47,52 @@ def run_worker(job: Job, framework: str, run: Path, progress: Callable[[str], No
             for line in process.stdout:
                 progress(line.decode(errors="replace").strip())
             code = process.wait()
+        except BaseException:
+            _stop(process)
+            raise
         finally:
             process.kill()
     if code != 0:
-        raise TriptychError(f"training in {framework} failed:\n{(directory / 'worker.log').read_text(errors='replace')[-2000:]}")
+        raise _failure(framework, directory)
     result: dict[str, Any] = json.loads((directory / "result.json").read_text())
     return result
 
 
-def main(run: Path, framework: str) -> None:
-    """The worker's side: train the run's job, one line of progress a step."""
+def _stop(process: subprocess.Popen[bytes]) -> None:
+    """Ask the worker to save, and wait for it as long as a step and a checkpoint may take."""
+    process.terminate()
+    with contextlib.suppress(subprocess.TimeoutExpired):
+        process.wait(GRACE_SECONDS)
+
+
+def _failure(framework: str, directory: Path) -> TriptychError:
+    """What the worker raised, as the same kind of error."""
+    log = (directory / "worker.log").read_text(errors="replace")[-2000:]
+    if not (directory / ERROR).exists():
+        return TriptychError(f"training in {framework} failed:\n{log}")
+    told = json.loads((directory / ERROR).read_text())
+    kinds = {kind.__name__: kind for kind in (UsageError, FrameworkMissing, InputRefused, Interrupted, StorageError)}
+    return kinds.get(told["kind"], TriptychError)(f"training in {framework}: {told['message']}")
+
+
+def main(run: Path, framework: str, resume: str) -> None:
+    """The worker's side: train the run's job, one line of progress a step; the first SIGTERM or SIGINT asks it to stop."""
+    asked: list[int] = []
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, lambda caught, frame: asked.append(caught))
 
     def show(step: int, steps: int, loss: float) -> None:
         sys.stdout.write(f"{framework}: step {step} of {steps}, loss {loss:.4f}\n")
 
-    train(jobs.describe(run), framework, run / framework, show)
+    directory = run / framework
+    try:
+        train(jobs.describe(run), framework, directory, show, resume=resume, stopping=lambda: bool(asked))
+    except TriptychError as error:
+        with contextlib.suppress(OSError):  # the directory may be what is gone
+            (directory / ERROR).write_text(json.dumps({"kind": type(error).__name__, "message": str(error)}))
+        sys.stderr.write(f"{error}\n")
+        sys.exit(error.exit_code)
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]), sys.argv[2])
+    main(Path(sys.argv[1]), sys.argv[2], sys.argv[3])
