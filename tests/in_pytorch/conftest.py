@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from triptych.core import catalog, contract, initialize, philox
+from triptych.core.contract import TrainingState
 from triptych.core.recipe import SGD, AdamW, Recipe, Schedule
 from triptych.core.spec import Spec
 
@@ -53,6 +54,24 @@ class Lab:
     def trainer(self, name: str, optimizer: SGD | AdamW | None = None, **options: Any) -> Any:
         """A trainer of a new tiny model."""
         return self.room.create_trainer(self.model(name), self.recipe(optimizer, **options))
+
+    def trainer_in_float32(self, name: str, **options: Any) -> Any:
+        """A trainer of a new tiny model in float32."""
+        return self.room.create_trainer(self.model(name, "float32"), self.recipe(**options))
+
+    def run(self, trainer: Any, steps: int = 2, targets: np.ndarray | None = None) -> list[float]:
+        """Losses of a few steps over six images."""
+        images, labels = self.batch(trainer.model.spec)
+        return [trainer.step(images, labels if targets is None else targets, rate) for rate in (0.05, 0.1, 0.02)[:steps]]
+
+    def assert_close(self, left: TrainingState, right: TrainingState, tolerance: float) -> None:
+        """Equal counts, and tensors within `tolerance` of the largest value of each."""
+        assert (left.step, left.loss_scale, left.good_steps) == (right.step, right.loss_scale, right.good_steps)
+        pairs = [(left.weights, right.weights), (left.ema, right.ema), *((left.slots[slot], right.slots[slot]) for slot in left.slots)]
+        for x, y in pairs:
+            assert list(x) == list(y)
+            for name in x:
+                assert np.abs(x[name] - y[name]).max() <= tolerance * max(np.abs(y[name]).max(), 1e-300), name
 
 
 @pytest.fixture(scope="session")

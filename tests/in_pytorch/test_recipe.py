@@ -1,4 +1,4 @@
-"""What a recipe may ask of a step: accumulation, shares, clipping, loss scaling, half precision, frozen layers, remat, execution."""
+"""What a recipe may ask of a step: accumulation, shares, clipping, loss scaling, half precision, frozen layers."""
 
 from __future__ import annotations
 
@@ -10,10 +10,9 @@ import pytest
 import torch
 
 from triptych.core import recipe as formulas
-from triptych.core.contract import Execution, TrainingState
 from triptych.core.errors import UsageError
 from triptych.core.recipe import SGD, AdamW, Clip, LossScaling
-from triptych.in_pytorch import optim, train
+from triptych.in_pytorch import train
 
 SCALED = LossScaling(initial=8.0, interval=2)
 
@@ -23,27 +22,6 @@ def shares(spec: Any, size: int = 6) -> np.ndarray:
     labels = np.arange(size) % spec.num_classes
     one_hot = np.eye(spec.num_classes)[labels]
     return 0.7 * one_hot + 0.3 * one_hot[::-1]
-
-
-def assert_close(left: TrainingState, right: TrainingState, tolerance: float) -> None:
-    """Equal counts, and tensors within `tolerance` of the largest value of each."""
-    assert (left.step, left.loss_scale, left.good_steps) == (right.step, right.loss_scale, right.good_steps)
-    pairs = [(left.weights, right.weights), (left.ema, right.ema), *((left.slots[slot], right.slots[slot]) for slot in left.slots)]
-    for x, y in pairs:
-        assert list(x) == list(y)
-        for name in x:
-            assert np.abs(x[name] - y[name]).max() <= tolerance * max(np.abs(y[name]).max(), 1e-300), name
-
-
-def run(lab: Any, trainer: Any, steps: int = 2, targets: np.ndarray | None = None) -> list[float]:
-    """Losses of a few steps over six images."""
-    images, labels = lab.batch(trainer.model.spec)
-    return [trainer.step(images, labels if targets is None else targets, rate) for rate in (0.05, 0.1, 0.02)[:steps]]
-
-
-def in_float32(lab: Any, name: str, execution: Execution | None = None, **options: Any) -> Any:
-    """A trainer of a tiny model in float32."""
-    return lab.room.create_trainer(lab.model(name, "float32"), lab.recipe(**options), execution or Execution())
 
 
 # --- Accumulation and targets -------------------------------------------------------------------------------------------------
@@ -58,8 +36,8 @@ def test_micro_batches_add_up_to_the_whole(lab: Any, micro: int) -> None:
         assert many.loss == pytest.approx(one.loss, rel=1e-14)
         for name, gradient in one.gradients.items():
             assert np.abs(gradient - many.gradients[name]).max() <= 1e-14 * np.abs(gradient).max(), name
-        assert run(lab, whole, targets=targets) == pytest.approx(run(lab, parts, targets=targets), rel=1e-14)
-    assert_close(parts.state(), whole.state(), 1e-14)
+        assert lab.run(whole, targets=targets) == pytest.approx(lab.run(parts, targets=targets), rel=1e-14)
+    lab.assert_close(parts.state(), whole.state(), 1e-14)
 
 
 def test_batch_norm_sees_the_parts_in_order(lab: Any) -> None:
@@ -134,15 +112,15 @@ def test_gradients_are_clipped_by_the_formula_before_weight_decay(lab: Any, limi
 
 def test_loss_scaling_changes_nothing_but_the_scale(lab: Any) -> None:
     made, plain = (lab.trainer("resnet20", loss_scaling=scaling, clip=Clip(norm=0.5)) for scaling in (SCALED, None))
-    assert run(lab, made, 3) == run(lab, plain, 3)
+    assert lab.run(made, 3) == lab.run(plain, 3)
     state = made.state()
     assert (state.step, state.loss_scale, state.good_steps) == (3, 16.0, 1)
     state.loss_scale, state.good_steps = None, 0
-    assert_close(state, plain.state(), 0.0)  # powers of two
+    lab.assert_close(state, plain.state(), 0.0)  # powers of two
 
 
 def test_an_overflow_skips_the_update_and_halves_the_scale(lab: Any) -> None:
-    made = in_float32(lab, "resnet20", loss_scaling=LossScaling(initial=2.0**127))
+    made = lab.trainer_in_float32("resnet20", loss_scaling=LossScaling(initial=2.0**127))
     images, labels = lab.batch(made.model.spec)
     weights = made.model.weights()
     made.model.load_weights({**weights, "fc.weight": 100.0 * weights["fc.weight"]})
@@ -172,12 +150,12 @@ def test_applied_gradients_that_are_not_finite_are_an_overflow(lab: Any) -> None
     assert (before.step, before.loss_scale, before.good_steps) == (1, 8.0, 1)
     assert (after.step, after.loss_scale, after.good_steps) == (1, 2.0, 0)
     after.loss_scale, after.good_steps = 8.0, 1
-    assert_close(after, before, 0.0)
+    lab.assert_close(after, before, 0.0)
     made.load_state(before)
-    assert_close(made.state(), before, 0.0)
+    lab.assert_close(made.state(), before, 0.0)
     fresh = lab.trainer("mlp", loss_scaling=SCALED)
     fresh.load_state(before)
-    assert_close(fresh.state(), before, 0.0)
+    lab.assert_close(fresh.state(), before, 0.0)
     assert fresh.step(*lab.batch(made.model.spec), 0.1) == made.step(*lab.batch(made.model.spec), 0.1)
     assert (fresh.state().loss_scale, fresh.state().good_steps) == (16.0, 0)
 
@@ -203,7 +181,7 @@ def test_a_scale_that_was_backed_off_to_nothing_never_updates(lab: Any, scale: f
     made.step(*lab.batch(made.model.spec), 0.1)
     after = made.state()
     after.good_steps = 0
-    assert_close(after, state, 0.0)
+    lab.assert_close(after, state, 0.0)
 
 
 @pytest.mark.parametrize("scaling", [LossScaling(initial=2.0**128), LossScaling(backoff=1.0), LossScaling(growth=1.0), LossScaling(0.0)])
@@ -218,8 +196,8 @@ def test_a_loss_scaling_that_pytorch_cannot_execute_is_refused(lab: Any, scaling
 @pytest.mark.parametrize("kind", ["bfloat16", "float16"])
 @pytest.mark.parametrize("name", ["resnet50", "resnet20", "mlp"])
 def test_half_precision_is_near_and_keeps_weights_and_state_in_full(lab: Any, name: str, kind: Any) -> None:
-    half = in_float32(lab, name, mixed_precision=kind, loss_scaling=LossScaling() if kind == "float16" else None)
-    full = in_float32(lab, name)
+    half = lab.trainer_in_float32(name, mixed_precision=kind, loss_scaling=LossScaling() if kind == "float16" else None)
+    full = lab.trainer_in_float32(name)
     images, labels = lab.batch(half.model.spec)
     logits = half.model.predict(images)
     found, expected = half.gradients(images, labels), full.gradients(images, labels)
@@ -229,7 +207,7 @@ def test_half_precision_is_near_and_keeps_weights_and_state_in_full(lab: Any, na
     assert 1e-5 < last < (0.2 if kind == "bfloat16" else 0.05)
     np.testing.assert_array_equal(half.model.predict(images), logits)
     assert half.model.precision == "float32"
-    run(lab, half)
+    lab.run(half)
     state = half.state()
     assert state.step == 2
     for part in (state.weights, state.ema, *state.slots.values()):
@@ -239,7 +217,7 @@ def test_half_precision_is_near_and_keeps_weights_and_state_in_full(lab: Any, na
 
 @pytest.mark.parametrize("kind", ["bfloat16", "float16"])
 def test_products_are_in_half_precision_and_batch_norm_computes_in_full(lab: Any, kind: Any) -> None:
-    made = in_float32(lab, "resnet20", mixed_precision=kind, loss_scaling=LossScaling())
+    made = lab.trainer_in_float32("resnet20", mixed_precision=kind, loss_scaling=LossScaling())
     seen: dict[str, Any] = {}
 
     def watch(name: str) -> Any:
@@ -251,7 +229,7 @@ def test_products_are_in_half_precision_and_batch_norm_computes_in_full(lab: Any
         return wrapper
 
     with made.model.intercept("conv1", watch("conv")), made.model.intercept("bn1", watch("norm")), made.model.intercept("fc", watch("fc")):
-        run(lab, made, 1)
+        lab.run(made, 1)
     for name in ("conv", "fc"):
         assert (seen[name][1], seen[name][3].dtype) == (torch.float32, train.HALF[kind])
     norm, _, x, y = seen["norm"]
@@ -268,7 +246,7 @@ def test_the_loss_is_computed_in_full_precision(lab: Any, monkeypatch: pytest.Mo
         return right(logits, targets, label_smoothing)
 
     monkeypatch.setattr(train, "cross_entropy", cross_entropy)
-    run(lab, in_float32(lab, "mlp", mixed_precision="bfloat16"), 1)
+    lab.run(lab.trainer_in_float32("mlp", mixed_precision="bfloat16"), 1)
     assert seen == [(torch.float32, False)]
 
 
@@ -298,7 +276,7 @@ def test_frozen_layers_stay_as_they_are(lab: Any) -> None:
     assert list(found.gradients) == [tensor.name for tensor in made.model.spec.parameters()]
     assert {name for name, gradient in found.gradients.items() if not gradient.any()} == frozen & set(found.gradients)
     assert found.loss != whole.gradients(images, labels).loss, "running statistics normalize otherwise than those of the batch"
-    run(lab, made)
+    lab.run(made)
     made.apply({tensor.name: np.ones(tensor.shape) for tensor in made.model.spec.parameters()}, 0.1)
     state = made.state()
     for name, array in before.items():
@@ -312,107 +290,6 @@ def test_frozen_layers_stay_as_they_are(lab: Any) -> None:
 def test_whether_parameters_want_gradients_is_the_users_to_say(lab: Any) -> None:
     made = lab.trainer("mlp", frozen=("fc1",))
     made.model.native.fc.bias.requires_grad_(False)
-    run(lab, made, 1)
+    lab.run(made, 1)
     assert [name for name, p in made.model.native.named_parameters() if not p.requires_grad] == ["fc.bias"]
     assert not np.array_equal(made.model.weights()["fc.bias"], lab.weights(made.model.spec)["fc.bias"])
-
-
-# --- Rematerialization and execution ------------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("name", ["resnet50", "resnet20", "mlp"])
-@pytest.mark.parametrize("changes", [{}, {"micro_batch_size": 4}, {"frozen": True}, {"loss_scaling": SCALED}], ids=str)
-def test_remat_changes_no_bit(lab: Any, name: str, changes: dict[str, Any]) -> None:
-    frozen = () if not changes.get("frozen") else ("fc1",) if name == "mlp" else ("layer1", "layer2.0.bn1")
-    made, plain = (lab.trainer(name, **{**changes, "frozen": frozen, "remat": remat}) for remat in (True, False))
-    images, labels = lab.batch(made.model.spec)
-    one, other = made.gradients(images, labels), plain.gradients(images, labels)
-    assert one.loss == other.loss
-    for key, gradient in other.gradients.items():
-        np.testing.assert_array_equal(one.gradients[key], gradient)
-    assert run(lab, made) == run(lab, plain)
-    assert_close(made.state(), plain.state(), 0.0)
-
-
-def test_remat_draws_the_same_dropout_twice(lab: Any) -> None:
-    made, plain = (lab.room.create_trainer(lab.model("mlp", dropout=0.5), lab.recipe(remat=remat)) for remat in (True, False))
-    assert run(lab, made) == run(lab, plain)
-    assert_close(made.state(), plain.state(), 0.0)
-
-
-def test_remat_in_half_precision_recomputes_in_half_precision(lab: Any) -> None:
-    made, plain = (in_float32(lab, "resnet20", mixed_precision="bfloat16", remat=remat) for remat in (True, False))
-    assert run(lab, made) == run(lab, plain)
-    assert_close(made.state(), plain.state(), 0.0)
-
-
-def test_remat_computes_the_inside_of_a_block_twice_and_keeps_interceptions(lab: Any) -> None:
-    made = lab.trainer("resnet20", remat=True)
-    calls: list[str] = []
-
-    def counted(module: Any, call: Any, x: Any) -> Any:
-        calls.append(type(module).__name__)
-        return call(x)
-
-    with made.model.intercept("layer2.0", counted), made.model.intercept("layer2.0.bn1", counted), made.model.intercept("bn1", counted):
-        run(lab, made, 1)
-    assert sorted(calls) == ["BasicBlock"] * 2 + ["BatchNorm2d"] * 3
-    assert "forward" not in vars(made.model.layer("layer2.0"))
-
-
-@pytest.mark.parametrize("changes", [{}, {"micro_batch_size": 4, "clip": Clip(norm=0.5), "loss_scaling": SCALED, "remat": True}], ids=str)
-def test_tuned_is_channels_last_and_changes_rounding_alone(lab: Any, changes: dict[str, Any]) -> None:
-    plain = lab.trainer("resnet20", **changes)
-    made = lab.room.create_trainer(lab.model("resnet20"), lab.recipe(**changes), Execution(tuned=True))
-    images, labels = lab.batch(plain.model.spec)
-    layouts: list[bool] = []
-
-    def watch(module: Any, call: Any, x: Any) -> Any:
-        layouts.append(x.is_contiguous(memory_format=torch.channels_last))
-        return call(x)
-
-    with made.model.intercept("layer2.0.conv1", watch):
-        assert made.step(images, labels, 0.1) == pytest.approx(plain.step(images, labels, 0.1), rel=1e-13)
-    assert layouts
-    assert all(layouts)
-    assert_close(made.state(), plain.state(), 1e-10)
-
-
-def test_compile_changes_rounding_alone(lab: Any) -> None:
-    changes = {"loss_scaling": SCALED, "remat": True}
-    plain = lab.trainer("mlp", **changes)
-    made = lab.room.create_trainer(lab.model("mlp"), lab.recipe(**changes), Execution(compile=True))
-    assert run(lab, made) == pytest.approx(run(lab, plain), rel=1e-13)
-    assert_close(made.state(), plain.state(), 1e-12)
-
-
-def test_images_of_any_layout_are_taken_and_left_alone(lab: Any) -> None:
-    images, labels = lab.batch(lab.spec("resnet20"))
-    frozen = images.copy()
-    frozen.setflags(write=False)
-    for given in (frozen, images[:, ::-1][:, ::-1], np.asfortranarray(images), images.astype(np.float64)):
-        for tuned in (False, True):
-            made = lab.room.create_trainer(lab.model("resnet20"), lab.recipe(), Execution(tuned=tuned))
-            assert made.step(given, labels, 0.1) == pytest.approx(lab.trainer("resnet20").step(images, labels, 0.1), rel=1e-13)
-            np.testing.assert_array_equal(given, frozen)
-
-
-def test_gradients_of_a_step_before_do_not_count(lab: Any) -> None:
-    made, other = lab.trainer("mlp"), lab.trainer("mlp")
-    images, labels = lab.batch(made.model.spec)
-    for trainer in (made, other):
-        trainer.step(images, labels, 0.1)
-    for parameter in made.model.native.parameters():
-        parameter.grad = torch.full_like(parameter, 1e3)
-    assert made.step(images, labels, 0.1) == other.step(images, labels, 0.1)
-    assert_close(made.state(), other.state(), 0.0)
-
-
-def test_what_is_planted_is_looked_up_at_every_call(lab: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    made = lab.trainer("mlp", clip=Clip(norm=0.1), loss_scaling=SCALED)
-    called: list[str] = []
-    clip, unscale = optim.clip, train.unscale
-    monkeypatch.setattr(optim, "clip", lambda *args: (called.append("clip"), clip(*args)))
-    monkeypatch.setattr(train, "unscale", lambda *args: (called.append("unscale"), unscale(*args)))
-    run(lab, made, 1)
-    assert called == ["unscale", "clip"]

@@ -1,8 +1,9 @@
-"""`triptych train`: one model, one data set, one framework or several from the same initialization."""
+"""`triptych train`: a recipe, or one model by the standard recipe, in one framework or several from the same initialization."""
 
 from __future__ import annotations
 
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -10,12 +11,33 @@ from triptych.cli import emit, json_option
 from triptych.core import contract
 from triptych.core.errors import StorageError, UsageError
 
+if TYPE_CHECKING:
+    from triptych.training.job import Job
+
+STANDARD = (
+    "epochs",
+    "batch_size",
+    "learning_rate",
+    "warmup_epochs",
+    "weight_decay",
+    "label_smoothing",
+    "ema",
+    "precision",
+    "checkpoint_every",
+)
+"""Options of the standard recipe, which a recipe file says itself."""
+
 
 @click.command("train")
-@click.argument("model")
-@click.option("--data", default="digits", show_default=True, help="`digits` (embedded), or a path: CIFAR-10, class folders.")
+@click.argument("recipe")
+@click.option("--set", "overrides", multiple=True, metavar="KEY=VALUE", help="Change a value of the recipe: optimizer.learning_rate=0.1.")
+@click.option("--data", help="`digits` (embedded), or a path: CIFAR-10, class folders. Without it, the recipe's; digits for a model.")
 @click.option("--framework", default="pytorch", show_default=True, help="One, several (comma-separated), or `all`.")
 @click.option("--out", type=click.Path(path_type=Path), required=True, help="Run directory; must not exist, unless resumed.")
+@click.option(
+    "--resume", default="never", show_default=True, metavar="auto|never|PATH", help="auto: go on from the newest good checkpoint."
+)
+@click.option("--dry-run", is_flag=True, help="Resolve and check everything, print the recipe, train nothing.")
 @click.option("--epochs", type=float, default=10.0, show_default=True)
 @click.option("--batch-size", type=click.IntRange(min=1), default=128, show_default=True)
 @click.option("--learning-rate", type=float, default=0.1, show_default=True, help="Peak, after linear warmup and before the cosine.")
@@ -24,27 +46,72 @@ from triptych.core.errors import StorageError, UsageError
 @click.option("--label-smoothing", type=click.FloatRange(0.0, 1.0, max_open=True), default=0.0, show_default=True)
 @click.option("--ema", type=click.FloatRange(0.0, 1.0, max_open=True), help="Decay of a moving average of the weights.")
 @click.option("--precision", type=click.Choice(contract.PRECISIONS), default="float32", show_default=True)
-@click.option("--device", type=click.Choice(contract.DEVICES), default="auto", show_default=True)
-@click.option("--seed", type=int, default=0, show_default=True)
 @click.option("--checkpoint-every", type=click.IntRange(min=1), help="Save the whole training state every so many steps.")
-@click.option("--resume", type=click.Choice(("never", "auto")), default="never", show_default=True, help="auto: go on in --out.")
+@click.option("--device", type=click.Choice(contract.DEVICES), help="Without it, the recipe's; auto for a model.")
+@click.option("--seed", type=int, help="Without it, the recipe's; 0 for a model.")
 @json_option
+@click.pass_context
 def train_command(
-    model: str, data: str, framework: str, out: Path, epochs: float, batch_size: int, learning_rate: float, warmup_epochs: float,
-    weight_decay: float, label_smoothing: float, ema: float | None, precision: str, device: str, seed: int,
-    checkpoint_every: int | None, resume: str, as_json: bool,
+    context: click.Context, recipe: str, overrides: tuple[str, ...], data: str | None, framework: str, out: Path, resume: str,
+    dry_run: bool, device: str | None, seed: int | None, as_json: bool, **standard: Any,
 ) -> None:  # fmt: skip
-    """Train MODEL and save a canonical checkpoint, metrics.jsonl and result.json for each framework under --out."""
+    """Train RECIPE (a shipped recipe, a .yaml file, or a model by the standard recipe given in options).
+
+    Saves a canonical checkpoint, metrics.jsonl and result.json for each framework under --out. Exit code 9: stopped, and the state saved.
+    """
     from triptych.cli.progress import status
-    from triptych.core.recipe import SGD
-    from triptych.data import open_source
     from triptych.evaluation import chosen_frameworks
-    from triptych.training.job import Intervals, Job, standard_recipe
+    from triptych.training import recipe_file
     from triptych.training.worker import run_worker
 
     frameworks = chosen_frameworks(framework)
     if out.exists() and resume == "never":
         raise StorageError(f"--out {out} exists already; name a new directory, or go on in it with --resume auto")
+    if recipe_file.is_recipe(recipe):
+        given = [name for name in STANDARD if context.get_parameter_source(name) is not click.core.ParameterSource.DEFAULT]
+        if given:
+            raise UsageError(f"--{given[0].replace('_', '-')} is of the standard recipe; change {recipe} with --set KEY=VALUE")
+        parsed, job = _from_recipe(recipe, overrides, data, device, seed)
+    else:
+        if overrides:
+            raise UsageError(f"--set changes a recipe, and {recipe!r} is none; shipped: {', '.join(recipe_file.names())}")
+        parsed, job = None, _standard(recipe, data or "digits", device or "auto", seed or 0, **standard)
+    if dry_run:
+        text = "" if parsed is None else parsed.resolved()
+        emit(job.to_json(), as_json, f"{text}# {job.steps} steps in {', '.join(frameworks)}; nothing was trained")
+        return
+    if parsed is not None:
+        out.mkdir(parents=True, exist_ok=True)
+        (out / "recipe.yaml").write_text(parsed.resolved())
+    with status("starting") as show:
+        results = [run_worker(job, name, out, show, resume=resume) for name in frameworks]
+    lines = [
+        f"{r['framework']:<12}test accuracy {r['test_accuracy']:.2%}  {r['seconds']:.0f} s  {out / r['framework'] / 'checkpoint'}"
+        for r in results
+    ]
+    emit(results, as_json, "\n".join(lines))
+
+
+def _from_recipe(name: str, overrides: tuple[str, ...], data: str | None, device: str | None, seed: int | None) -> tuple[Any, Job]:
+    from triptych.data import open_source
+    from triptych.training import recipe_file
+
+    options = [f"{key}={value}" for key, value in (("data", data), ("device", device), ("seed", seed)) if value is not None]
+    parsed = recipe_file.load(name, (*overrides, *options))
+    source = open_source(parsed.data, "train")
+    job = parsed.job(len(source))
+    job.spec(source)
+    return parsed, job
+
+
+def _standard(
+    model: str, data: str, device: str, seed: int, epochs: float, batch_size: int, learning_rate: float, warmup_epochs: float,
+    weight_decay: float, label_smoothing: float, ema: float | None, precision: str, checkpoint_every: int | None,
+) -> Job:  # fmt: skip
+    from triptych.core.recipe import SGD
+    from triptych.data import open_source
+    from triptych.training.job import Intervals, Job, standard_recipe
+
     if epochs <= 0 or learning_rate <= 0:
         raise UsageError(f"--epochs {epochs} and --learning-rate {learning_rate} must be positive")
     source = open_source(data, "train")
@@ -57,10 +124,4 @@ def train_command(
     )  # fmt: skip
     job = Job(model, data, recipe, steps, precision, device, intervals=Intervals(checkpoint=checkpoint_every))
     job.spec(source)
-    with status("starting") as show:
-        results = [run_worker(job, name, out, show, resume=resume) for name in frameworks]
-    lines = [
-        f"{r['framework']:<12}test accuracy {r['test_accuracy']:.2%}  {r['seconds']:.0f} s  {out / r['framework'] / 'checkpoint'}"
-        for r in results
-    ]
-    emit(results, as_json, "\n".join(lines))
+    return job

@@ -19,7 +19,7 @@ import jax.numpy as jnp
 import optax
 from jax import lax
 
-from triptych.core.recipe import SGD
+from triptych.core.recipe import SGD, Clip
 from triptych.in_jax import data, layers, optim, train
 
 Planting = Callable[[Any, str], AbstractContextManager[Any]]
@@ -192,21 +192,50 @@ def _ema_before_step(
     return after.replace(ema=train.averaged(recipe.ema_decay, state.ema, {**statistics, "params": state.params}))
 
 
+def _clip_before_unscale(right: Any, recipe: Any, decay_mask: Any, state: Any, gradients: Any, *rest: Any) -> Any:
+    """Clipped while still multiplied by the loss scale, whose size the limit does not know (numerics 18)."""
+    scaled = len(rest) == 3 and rest[-1] is not None
+    return right(recipe, decay_mask, state, optim.clip(gradients, recipe.clip) if scaled else gradients, *rest)
+
+
+def _clip_no_epsilon(right: Any, gradients: Any, limits: Clip | None) -> Any:
+    """`optax.clip_by_global_norm`: nothing is added to the norm (numerics 18)."""
+    if limits is None or limits.norm is None:
+        return right(gradients, limits)
+    return optax.clip_by_global_norm(limits.norm).update(gradients, optax.EmptyState())[0]
+
+
+def _clip_per_tensor(right: Any, gradients: Any, limits: Clip | None) -> Any:
+    """Each tensor by its own norm (numerics 18)."""
+    return jax.tree.map(lambda gradient: right(gradient, limits), gradients)
+
+
 # --- loss and images --------------------------------------------------------------------------------------------------
 
 
-def _other_classes(right: Any, logits: jax.Array, labels: jax.Array, label_smoothing: float) -> jax.Array:
-    one_hot = jax.nn.one_hot(labels, logits.shape[-1], dtype=logits.dtype)
-    targets = (1.0 - label_smoothing) * one_hot + label_smoothing / (logits.shape[-1] - 1) * (1.0 - one_hot)
-    return optax.softmax_cross_entropy(logits, targets).mean()
+def _other_classes(right: Any, logits: jax.Array, targets: jax.Array, label_smoothing: float) -> jax.Array:
+    shares = train.as_shares(targets, logits)
+    others = label_smoothing / (logits.shape[-1] - 1)
+    return optax.softmax_cross_entropy(logits, (1.0 - label_smoothing) * shares + others * (1.0 - shares)).mean()
 
 
-def _loss_float32(right: Any, logits: jax.Array, labels: jax.Array, label_smoothing: float) -> jax.Array:
-    return right(logits.astype(jnp.float32), labels, label_smoothing).astype(logits.dtype)
+def _loss_float32(right: Any, logits: jax.Array, targets: jax.Array, label_smoothing: float) -> jax.Array:
+    targets = targets.astype(jnp.float32) if targets.ndim == 2 else targets
+    return right(logits.astype(jnp.float32), targets, label_smoothing).astype(logits.dtype)
 
 
-def _loss_sum(right: Any, logits: jax.Array, labels: jax.Array, label_smoothing: float) -> jax.Array:
-    return right(logits, labels, label_smoothing) * logits.shape[0]
+def _loss_sum(right: Any, logits: jax.Array, targets: jax.Array, label_smoothing: float) -> jax.Array:
+    return right(logits, targets, label_smoothing) * logits.shape[0]
+
+
+def _brightness_added(right: Any, image: jax.Array, factor: jax.Array) -> jax.Array:
+    """`tf.image.adjust_brightness` adds to the pixels, by a share of the full scale (numerics 32)."""
+    return image + (factor - 1.0) * 255.0
+
+
+def _contrast_by_channel(right: Any, image: jax.Array, factor: jax.Array) -> jax.Array:
+    """`tf.image.adjust_contrast` blends each channel with its own mean (numerics 32)."""
+    return factor * image + (1.0 - factor) * image.mean(axis=(-3, -2), keepdims=True)
 
 
 def _no_antialias(right: Any, *given: Any, crop: int) -> jax.Array:
@@ -241,6 +270,11 @@ PLANTINGS: dict[str, Planting] = {
     "label_smoothing_other_classes": _replacing(train, "cross_entropy", _other_classes),
     "loss_float32": _replacing(train, "cross_entropy", _loss_float32),
     "loss_sum": _replacing(train, "cross_entropy", _loss_sum),
+    "clip_before_unscale": _replacing(train, "advance", _clip_before_unscale),
+    "clip_no_epsilon": _replacing(optim, "clip", _clip_no_epsilon),
+    "clip_per_tensor": _replacing(optim, "clip", _clip_per_tensor),
+    "jitter_brightness_adds": _replacing(data, "brightness", _brightness_added),
+    "jitter_native_contrast": _replacing(data, "contrast", _contrast_by_channel),
     "resize_no_antialias": _replacing(data, "resample", _no_antialias),
     "resize_uint8": _replacing(data, "resample", _rounded),
 }

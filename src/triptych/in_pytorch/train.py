@@ -236,7 +236,7 @@ class Trainer:
         unscale(self)
         self.scaler.update()
         # As PyTorch's documentation tells a skipped step; and after hundreds of them the scale has no finite inverse to unscale by.
-        return self.scaler.get_scale() < before
+        return self.scaler.get_scale() < before or before < torch.finfo(torch.float32).tiny
 
     def _loss_scale(self) -> tuple[float | None, int]:
         if self.recipe.loss_scaling is None:
