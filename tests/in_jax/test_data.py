@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import io
-import itertools
 from pathlib import Path
 from typing import Any
 
@@ -96,22 +95,3 @@ def test_preprocess_is_resize_and_normalize_in_float32(lab: Any, preprocessing: 
     found = lab.room.preprocess(image, preprocessing)
     assert found.dtype == np.float32
     np.testing.assert_allclose(found, wanted, rtol=1e-5, atol=1e-6)
-
-
-@pytest.mark.parametrize("size", [32, 40])
-def test_batches_come_in_the_order_asked_for(lab: Any, size: int) -> None:
-    images, labels = np.stack([picture(size, size) // (i + 1) for i in range(6)]), np.arange(6) * 10
-    plan = [np.array([5, 0]), np.array([1, 2]), np.array([4, 3])]
-    found = list(lab.room.batches(images, labels, iter(plan), catalog.CIFAR))
-    assert [list(given) for _, given in found] == [[50, 0], [10, 20], [40, 30]]
-    for chosen, (batch, _) in zip(plan, found, strict=True):
-        assert batch.dtype == np.float32
-        np.testing.assert_allclose(batch, np.stack([lab.room.preprocess(images[i], catalog.CIFAR) for i in chosen]), atol=2e-4)
-
-
-def test_batches_of_an_endless_plan_can_be_left(lab: Any) -> None:
-    images = np.stack([picture(32, 32)] * 4)
-    batches = lab.room.batches(images, np.arange(4), itertools.repeat(np.array([2, 1])), catalog.CIFAR)
-    assert next(batches)[0].shape == (2, 32, 32, 3)
-    batches.close()
-    assert next(batches, None) is None

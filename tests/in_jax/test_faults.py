@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import importlib
 from collections.abc import Callable
 from typing import Any
@@ -11,8 +12,11 @@ import numpy as np
 import pytest
 
 from triptych.core.errors import UsageError
-from triptych.core.preprocess import Geometry
-from triptych.core.recipe import AdamW
+from triptych.core.preprocess import ColorJitter, Geometry, Transforms
+from triptych.core.recipe import AdamW, Clip, LossScaling
+from triptych.core.sampling import SamplingPlan
+from triptych.core.spec import Preprocessing
+from triptych.data import Source
 
 
 def evaluated(subject: Subject) -> Any:
@@ -64,6 +68,25 @@ def resized(subject: Subject) -> Any:
     return subject.room.resize(image, Geometry(40, 32, 4, 0, 32))
 
 
+def stepped(subject: Subject) -> Any:
+    """A weight after a step whose scaled gradients are clipped."""
+    recipe = dataclasses.replace(subject.recipe, clip=Clip(norm=0.5), loss_scaling=LossScaling())
+    trainer = subject.room.create_trainer(subject.model, recipe)
+    trainer.step(subject.images, subject.labels, 0.1)
+    return subject.model.weights()["fc.weight"]
+
+
+def jittered(subject: Subject) -> Any:
+    """A batch out of the pipeline."""
+    transforms = Transforms(jitter=ColorJitter(0.4, 0.4))
+    images = (np.arange(2 * 16 * 16 * 3) * 37 % 251).astype(np.uint8).reshape(2, 16, 16, 3)
+    source = Source("noise", "train", ("0", "1"), np.arange(2), images, ["a", "b"])
+    plan = SamplingPlan(source.labels, 2, 2, 1, transforms, 16)
+    preprocessing = Preprocessing(None, 16, (0.5, 0.4, 0.3), (0.2, 0.25, 0.3))
+    ((pixels, _),) = subject.room.batches(source, plan.batches(0, 1), preprocessing, transforms)
+    return pixels
+
+
 # fault -> (model, layer, what it changes, what it leaves alone)
 Observe = Callable[["Subject"], Any]
 EXPECTED: dict[str, tuple[str, str, Observe, Observe | None]] = {
@@ -90,6 +113,11 @@ EXPECTED: dict[str, tuple[str, str, Observe, Observe | None]] = {
     "label_smoothing_other_classes": ("mlp", "", loss, evaluated),
     "loss_float32": ("mlp", "", loss, evaluated),
     "loss_sum": ("mlp", "", loss, evaluated),
+    "clip_before_unscale": ("mlp", "", stepped, loss),
+    "clip_no_epsilon": ("mlp", "", stepped, loss),
+    "clip_per_tensor": ("mlp", "", stepped, loss),
+    "jitter_brightness_adds": ("mlp", "", jittered, loss),
+    "jitter_native_contrast": ("mlp", "", jittered, loss),
     "resize_no_antialias": ("mlp", "", resized, loss),
     "resize_uint8": ("mlp", "", resized, loss),
 }

@@ -287,8 +287,8 @@ def test_remat_computes_activations_twice(lab: Any, name: str) -> None:
     trainer, plain = (made(lab, name, remat=remat) for remat in (True, False))
     layers = [layer for layer in trainer.model.spec.layers() if layer.op in ("conv", "linear")]
     inside = [layer for layer in layers if name == "mlp" or layer.name.startswith("layer")]
-    # A block's last product is not needed by its own backward pass, but BatchNorm behind a convolution needs it.
-    assert products(trainer) == products(plain) + len(inside) - (name == "mlp" and 0)
+    # The last product of all, the logits of an mlp, is not needed by its own backward pass; BatchNorm behind a convolution needs it.
+    assert products(trainer) == products(plain) + len(inside) - (name == "mlp")
 
 
 def test_remat_keeps_every_name(lab: Any) -> None:
@@ -330,6 +330,7 @@ def test_a_recipe_that_cannot_be_executed_is_refused(lab: Any) -> None:
     for changes, message in ({"mixed_precision": "float16"}, "loss_scaling"), ({"frozen": ("layer9",)}, "layer9"):
         with pytest.raises(UsageError, match=message):
             made(lab, "mlp", **changes)
+    trainer = made(lab, "mlp")
+    images, labels = batch(lab, trainer)
     with pytest.raises(UsageError, match="learning_rate=nan"):
-        trainer = made(lab, "mlp")
-        trainer.step(*batch(lab, trainer), float("nan"))
+        trainer.step(images, labels, float("nan"))

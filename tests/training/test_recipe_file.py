@@ -24,7 +24,8 @@ SMALLEST = "model: mlp\nglobal_batch_size: 32\nepochs: 2\noptimizer: {learning_r
 def test_what_is_shipped_resolves_and_reads_back(name: str) -> None:
     read = recipe_file.load(name)
     assert recipe_file.loads(read.resolved()) == read
-    job = read.job(50_000)
+    start = "fine_tune.start_from=somewhere"
+    job = (recipe_file.load(name, [start]) if read.fine_tune.new_head else read).job(50_000)
     assert Job.from_json(json.loads(json.dumps(job.to_json()))) == job
     assert job.steps > 0
     text = (Path(recipe_file.__file__).parents[1] / "recipes" / f"{name}.yaml").read_text()
@@ -61,7 +62,7 @@ limits: {seconds: 60}
     job = recipe_file.loads(text).job(100)
     recipe, schedule = job.recipe, job.recipe.schedule
     assert (job.steps, schedule.warmup_steps, schedule.milestones, schedule.gamma, schedule.peak) == (8, 2, (4, 6), 0.2, 0.1)
-    assert recipe.optimizer == AdamW(0.9, 0.99, 1e-8, 5e-4)
+    assert recipe.optimizer == AdamW(0.9, 0.99, 1e-8, 1e-2)
     assert recipe.decay_norm_and_bias
     assert (recipe.micro_batch_size, recipe.clip, recipe.ema_decay, recipe.label_smoothing) == (8, Clip(value=0.5), 0.9, 0.1)
     assert (recipe.frozen, recipe.remat, recipe.mixed_precision, recipe.loss_scaling) == (("fc1",), True, "float16", LossScaling())
@@ -100,6 +101,7 @@ def test_image_sizes_become_first_steps() -> None:
         ("seed", "give KEY=VALUE"),
         ("seed=[", "is not a YAML value"),
         ("model=resnet5", "unknown model 'resnet5'"),
+        ("fine_tune.new_head=true", "keeps the rest of a checkpoint: name it"),
         ("steps=4", "told by one of epochs, steps and progressive; given: epochs, steps"),
         ("global_batch_size=101", "global_batch_size=101 is more than the 100 training images"),
     ],

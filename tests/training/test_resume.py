@@ -28,7 +28,7 @@ from triptych.training.checkpoints import Checkpoints, newest, written
 from triptych.training.job import Intervals, Job, Limits
 from triptych.training.loop import read_metrics, train
 
-FRAMEWORKS = [n for n in contract.installed() if n != "jax"]
+FRAMEWORKS = contract.installed()
 # Everything that has a state of its own: momentum, average, loss scale, micro-batches, mixed images, a moving rate.
 RECIPE = Recipe(
     SGD(), Schedule(0.05, 2, 8), 48, label_smoothing=0.1, ema_decay=0.9, micro_batch_size=20, clip=Clip(norm=1.0),

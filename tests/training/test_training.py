@@ -24,7 +24,7 @@ from triptych.training.job import Intervals, Job, Limits, describe, standard_rec
 from triptych.training.loop import train
 from triptych.training.worker import run_worker
 
-FRAMEWORKS = [n for n in contract.installed() if n != "jax"]
+FRAMEWORKS = contract.installed()
 # label smoothing, warmup, an average and Nesterov: every term of the step counts.
 RECIPE = Recipe(SGD(), Schedule(0.1, 2, 3), 48, label_smoothing=0.1, ema_decay=0.9)
 JOB = Job("mlp", "digits", RECIPE, steps=3, precision="float64", options={"hidden": (16,)}, keep_sketches=True)

@@ -34,9 +34,7 @@ STANDARD = (
 @click.option("--data", help="`digits` (embedded), or a path: CIFAR-10, class folders. Without it, the recipe's; digits for a model.")
 @click.option("--framework", default="pytorch", show_default=True, help="One, several (comma-separated), or `all`.")
 @click.option("--out", type=click.Path(path_type=Path), required=True, help="Run directory; must not exist, unless resumed.")
-@click.option(
-    "--resume", default="never", show_default=True, metavar="auto|never|PATH", help="auto: go on from the newest good checkpoint."
-)
+@click.option("--resume", default="never", show_default=True, metavar="auto|never|PATH", help="auto: from the newest good checkpoint.")
 @click.option("--dry-run", is_flag=True, help="Resolve and check everything, print the recipe, train nothing.")
 @click.option("--epochs", type=float, default=10.0, show_default=True)
 @click.option("--batch-size", type=click.IntRange(min=1), default=128, show_default=True)
@@ -52,7 +50,7 @@ STANDARD = (
 @json_option
 @click.pass_context
 def train_command(
-    context: click.Context, recipe: str, overrides: tuple[str, ...], data: str | None, framework: str, out: Path, resume: str,
+    context: click.Context, /, recipe: str, overrides: tuple[str, ...], data: str | None, framework: str, out: Path, resume: str,
     dry_run: bool, device: str | None, seed: int | None, as_json: bool, **standard: Any,
 ) -> None:  # fmt: skip
     """Train RECIPE (a shipped recipe, a .yaml file, or a model by the standard recipe given in options).

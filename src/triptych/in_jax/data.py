@@ -10,6 +10,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import io
+import itertools
 import os
 import sys
 import threading
@@ -157,9 +158,7 @@ def from_files(
     reader = Reader(source, preprocessing.channels, decode, loader.cache)
     finish = jax.jit(functools.partial(augment, preprocessing=preprocessing), static_argnames="count")
 
-    def make(batch: Batch | None) -> Made | None:
-        if batch is None:
-            return None
+    def make(batch: Batch) -> Made:
         images, sizes = zip(*(reader.read(int(index)) for index in batch.indices), strict=True)
         heights, widths = np.array(sizes).T
         drawn = draw(transforms, batch.words, heights, widths, preprocessing.crop)
@@ -170,18 +169,15 @@ def from_files(
     yield from streamed(make, plan, loader)
 
 
-def streamed(make: Callable[[Batch | None], Made | None], plan: Iterable[Batch], loader: Loader) -> Iterator[Made]:
+def streamed(make: Callable[[Batch], Made], plan: Iterable[Batch], loader: Loader) -> Iterator[Made]:
     """`make` of each batch of the plan, in its order, by Grain's threads."""
     grain = import_grain()
     workers = min(4, os.cpu_count() or 1) if loader.workers is None else loader.workers
     ahead = workers * max(1, loader.prefetch)
-    dataset = grain.MapDataset.source(NumberedPlan(plan)).map(lambda element: (make(element),))
+    dataset = grain.MapDataset.source(NumberedPlan(plan)).map(lambda found: tuple(map(make, found)))
     stream = iter(dataset.to_iter_dataset(grain.ReadOptions(num_threads=workers, prefetch_buffer_size=ahead)))
     try:
-        for (made,) in stream:
-            if made is None:
-                return
-            yield made
+        yield from itertools.chain.from_iterable(itertools.takewhile(bool, stream))
     finally:
         stream.close()
 
@@ -196,7 +192,10 @@ def import_grain() -> Any:
 
 
 class NumberedPlan:
-    """The batches of a plan by number, for threads that ask for them nearly in order; None behind the last one."""
+    """The batches of a plan by number, for threads that ask for them nearly in order: each in a tuple, which is empty behind the last.
+
+    Grain wants to know how many there are, and a plan may be endless; None, Grain would take for an element to be skipped.
+    """
 
     def __init__(self, plan: Iterable[Batch]) -> None:
         self._plan, self._lock = iter(plan), threading.Lock()
@@ -205,17 +204,19 @@ class NumberedPlan:
         self._failure: Exception | None = None
 
     def __len__(self) -> int:
-        """Grain wants to know; a plan may be endless."""
+        """More than there are."""
         return sys.maxsize
 
-    def __getitem__(self, number: int) -> Batch | None:
+    def __getitem__(self, number: int) -> tuple[Batch, ...]:
         """Batch `number`, once. Raises what the plan raised in place of it."""
         with self._lock:
             while self._taken <= number and self._failure is None:
                 self._take()
-            if number not in self._waiting and not isinstance(self._failure, StopIteration):
-                raise self._failure or UsageError(f"batch {number} was taken before")
-            return self._waiting.pop(number, None)
+            if number in self._waiting:
+                return (self._waiting.pop(number),)
+            if isinstance(self._failure, StopIteration):
+                return ()
+            raise self._failure or IndexError(f"batch {number} was taken before")
 
     def _take(self) -> None:
         try:
@@ -372,7 +373,10 @@ def unchanged(image: jax.Array, amount: jax.Array) -> jax.Array:
 
 def luma(image: jax.Array) -> jax.Array:
     """(H, W, C) -> (H, W, 1) ITU-R 601 grey, not rounded."""
-    return sum(weight * image[..., i, None] for i, weight in enumerate(GREY)) if image.shape[-1] == 3 else image
+    if image.shape[-1] != 3:
+        return image
+    red, green, blue = (weight * image[..., i, None] for i, weight in enumerate(GREY))
+    return red + green + blue
 
 
 def mixed(images: jax.Array, mix: Arrays, count: int) -> jax.Array:

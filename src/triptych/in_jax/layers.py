@@ -26,8 +26,6 @@ Conv = functools.partial(nn.Conv, use_bias=False, precision=lax.Precision.HIGHES
 Dense = functools.partial(
     nn.Dense, use_bias=True, precision=lax.Precision.HIGHEST, kernel_init=UNIFORM_FAN_IN, bias_init=nn.initializers.zeros_init()
 )
-# For now
-TunedConv = Conv
 
 
 class BatchNorm(nn.Module):

@@ -148,11 +148,11 @@ def dropout_key(seed: int, step: int) -> jax.Array:
     return jax.random.fold_in(jax.random.key(seed % 2**32, impl="threefry2x32"), step)
 
 
-def executed(module: nn.Module, recipe: Recipe, execution: Execution) -> nn.Module:
+def executed(module: nn.Module, recipe: Recipe) -> nn.Module:
     """The module as the recipe wants it while training; of the same names and variables."""
     changes: dict[str, Any] = {"dtype": jnp.dtype(recipe.mixed_precision)} if recipe.mixed_precision else {}
     if isinstance(module, ResNet):
-        changes |= {"remat": recipe.remat, "tuned": execution.tuned}
+        changes |= {"remat": recipe.remat}
     return module.clone(**changes) if changes else module
 
 
@@ -182,7 +182,7 @@ class Trainer:
         self._step_count, self._good_steps = 0, 0
         self._loss_scale = recipe.loss_scaling.initial if recipe.loss_scaling else None
         moves, decayed = masks(recipe, model.spec)
-        module = executed(model.module, recipe, execution)
+        module = executed(model.module, recipe)
         self._gradients = jax.jit(functools.partial(loss_and_gradients, module, recipe, moves), static_argnames="interceptions")
         self._accumulate = jax.jit(accumulate, donate_argnums=0)
         # A lambda, so that `advance` is looked up when it is traced.
@@ -262,7 +262,7 @@ class Trainer:
 
     def _differentiate(
         self, images: np.ndarray, targets: np.ndarray, loss_scale: jax.Array | None = None, key: jax.Array | None = None
-    ) -> tuple[tuple[jax.Array, Any], Any]:
+    ) -> tuple[Any, Any]:
         """((loss, gradients), statistics), averaged over the micro-batches, which BatchNorm sees one after the other."""
         model = self.model
         model.check_images(images)
@@ -307,7 +307,8 @@ def _checked(targets: np.ndarray, samples: int, spec: Spec) -> np.ndarray:
     if targets.ndim == 2:
         fits = targets.shape == (samples, classes) and bool(np.allclose(targets.sum(axis=1), 1.0, atol=1e-4))
     else:
-        fits = targets.shape == (samples,) and np.issubdtype(targets.dtype, np.integer) and bool(np.all((targets >= 0) & (targets < classes)))
+        in_range = np.issubdtype(targets.dtype, np.integer) and bool(np.all((targets >= 0) & (targets < classes)))
+        fits = targets.shape == (samples,) and in_range
     if not fits:
         raise UsageError(f"targets of shape {targets.shape} and type {targets.dtype} for {samples} images; {takes}")
     return targets

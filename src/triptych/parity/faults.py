@@ -287,11 +287,11 @@ NOT_EXPRESSIBLE: dict[int, str] = {
     2: "zero padding before the stem's max-pool: harmless behind a ReLU, where no value is below zero; no catalogued model pools elsewhere",
     8: "LayerNorm epsilon: no catalogued model has a LayerNorm yet (ViT, planned)",
     9: "GELU approximation: no catalogued model has a GELU yet (ViT, planned)",
-    18: "gradient clipping: recipes gain clipping with the training system (planned)",
+    18: "gradient clipping: planted in the tests of each room; the recipes of the ladder do not clip yet",
     25: "LSTM gate order and biases: no catalogued model has an LSTM yet (text_image, planned)",
     26: "attention mask constant, softmax dtype: no catalogued model has attention yet (planned)",
     30: "metric traps: a property of the comparer, not of a framework; tests/parity/test_compare.py plants them there",
-    32: "colour jitter: training transforms come with the training system (planned)",
+    32: "colour jitter: planted in the tests of each room; the ladder does not climb training transforms yet",
     34: "layout noise: the yardstick of float32 claims, not a fault",
     35: "thread counts: recorded with every result, not a fault",
 }

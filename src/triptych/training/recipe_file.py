@@ -34,35 +34,36 @@ class _Section(BaseModel):
 
 
 class OptimizerSection(_Section):
-    """`core.recipe.SGD` or `AdamW`; `learning_rate` is the schedule's peak."""
+    """`core.recipe.SGD` or `AdamW`, whose own weight decay stands when none is given; `learning_rate` is the schedule's peak."""
 
     name: Literal["sgd", "adamw"] = "sgd"
     learning_rate: float = Field(gt=0)
-    weight_decay: float = Field(5e-4, ge=0)
+    weight_decay: float | None = Field(default=None, ge=0)
     decay_norm_and_bias: bool = False
-    momentum: float = Field(0.9, ge=0, lt=1)
+    momentum: float = Field(default=0.9, ge=0, lt=1)
     nesterov: bool = True
-    beta1: float = Field(0.9, ge=0, lt=1)
-    beta2: float = Field(0.999, ge=0, lt=1)
-    epsilon: float = Field(1e-8, gt=0)
+    beta1: float = Field(default=0.9, ge=0, lt=1)
+    beta2: float = Field(default=0.999, ge=0, lt=1)
+    epsilon: float = Field(default=1e-8, gt=0)
 
     def optimizer(self) -> SGD | AdamW:
         """The optimizer it describes."""
+        decay = {} if self.weight_decay is None else {"weight_decay": self.weight_decay}
         if self.name == "sgd":
-            return SGD(self.momentum, self.nesterov, self.weight_decay)
-        return AdamW(self.beta1, self.beta2, self.epsilon, self.weight_decay)
+            return SGD(momentum=self.momentum, nesterov=self.nesterov, **decay)
+        return AdamW(beta1=self.beta1, beta2=self.beta2, epsilon=self.epsilon, **decay)
 
 
 class ScheduleSection(_Section):
     """`core.recipe.Schedule` in epochs; `warmup_steps` wins over `warmup_epochs`."""
 
     kind: Literal["cosine", "constant", "one_cycle", "step", "plateau"] = "cosine"
-    warmup_epochs: float = Field(0.0, ge=0)
-    warmup_steps: int | None = Field(None, ge=0)
-    final: float = Field(0.0, ge=0)
+    warmup_epochs: float = Field(default=0.0, ge=0)
+    warmup_steps: int | None = Field(default=None, ge=0)
+    final: float = Field(default=0.0, ge=0)
     milestones: tuple[float, ...] = ()
-    gamma: float = Field(0.1, gt=0)
-    patience: int = Field(2, ge=0)
+    gamma: float = Field(default=0.1, gt=0)
+    patience: int = Field(default=2, ge=0)
 
     def schedule(self, peak: float, per_epoch: int, total: int) -> Schedule:
         """In steps, of `per_epoch` an epoch."""
@@ -85,18 +86,18 @@ class RecipeFile(_Section):
     model: str
     options: dict[str, Any] = Field(default_factory=dict)
     data: str = "digits"
-    epochs: float | None = Field(None, gt=0)
-    steps: int | None = Field(None, ge=1)
+    epochs: float | None = Field(default=None, gt=0)
+    steps: int | None = Field(default=None, ge=1)
     global_batch_size: int = Field(ge=1)
-    micro_batch_size: int | None = Field(None, ge=1)
+    micro_batch_size: int | None = Field(default=None, ge=1)
     uneven: Literal["drop", "pad"] = "drop"
     progressive: tuple[tuple[int, float], ...] = ()
     transforms: Transforms = Transforms()
     optimizer: OptimizerSection
     schedule: ScheduleSection = ScheduleSection()
-    label_smoothing: float = Field(0.0, ge=0, lt=1)
+    label_smoothing: float = Field(default=0.0, ge=0, lt=1)
     clip: Clip | None = None
-    ema: float | None = Field(None, ge=0, lt=1)
+    ema: float | None = Field(default=None, ge=0, lt=1)
     fine_tune: FineTuneSection = FineTuneSection()
     remat: bool = False
     precision: Literal["float32", "bfloat16", "float16", "float64"] = "float32"
@@ -106,12 +107,14 @@ class RecipeFile(_Section):
     loader: Loader = Loader()
     intervals: Intervals = Intervals()
     limits: Limits = Limits()
-    seed: int = Field(0, ge=0)
+    seed: int = Field(default=0, ge=0)
     deterministic: bool = True
 
     def job(self, samples: int) -> Job:
         """The run over this many training images. UsageError when epochs, steps and sizes do not fit together."""
         catalog.get_spec(self.model, **self.options)
+        if self.fine_tune.new_head and self.fine_tune.start_from is None:
+            raise UsageError("fine_tune.new_head keeps the rest of a checkpoint: name it, --set fine_tune.start_from=DIRECTORY")
         per_epoch = self._steps_per_epoch(samples)
         total, progressive = self._length(per_epoch)
         half = self.precision if self.precision in ("bfloat16", "float16") else None
@@ -152,7 +155,8 @@ class RecipeFile(_Section):
 
     def resolved(self) -> str:
         """The whole recipe as YAML, defaults included; `loads` of it is this recipe again."""
-        return yaml.safe_dump(self.model_dump(mode="json"), sort_keys=False, default_flow_style=None, width=120)
+        text: str = yaml.safe_dump(self.model_dump(mode="json"), sort_keys=False, default_flow_style=None, width=120)
+        return text
 
 
 def names() -> list[str]:
@@ -181,9 +185,12 @@ def load(name: str, overrides: Sequence[str] = ()) -> RecipeFile:
         raise UsageError(f"unknown recipe {name!r}; {hint}shipped: {', '.join(names())}; or give the path of a .yaml file")
     data = _mapping(text, name)
     _check_keys(data, RecipeFile, name, InputRefused)
+    if overrides:
+        _validated(data, InputRefused, name)
     for override in overrides:
         _override(data, override)
-    return _validated(data, UsageError if overrides else InputRefused, name)
+        _validated(data, UsageError, f"--set {override}")
+    return _validated(data, InputRefused, name)
 
 
 def loads(text: str, source: str = "recipe") -> RecipeFile:
