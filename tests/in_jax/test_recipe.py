@@ -316,16 +316,6 @@ def interception(layer: str, wrapper: Any) -> Any:
     return Interception(layer, wrapper)
 
 
-@pytest.mark.parametrize("name", ["resnet50", "resnet20", "resnet18_cifar", "mlp"])
-@pytest.mark.parametrize("changes", [{}, {"micro_batch_size": 4, "clip": Clip(norm=0.5), "loss_scaling": SCALED, "remat": True}], ids=str)
-def test_execution_changes_rounding_alone(lab: Any, name: str, changes: dict[str, Any]) -> None:
-    trainer, plain = (made(lab, name, execution=execution, **changes) for execution in (Execution(compile=True, tuned=True), None))
-    images, labels = batch(lab, trainer)
-    assert_close_gradients(trainer.gradients(images, labels), plain.gradients(images, labels), 1e-12)
-    assert run(lab, trainer, 1) == pytest.approx(run(lab, plain, 1), rel=1e-12)
-    assert_close(trainer.state(), plain.state(), 1e-11)
-
-
 def test_a_recipe_that_cannot_be_executed_is_refused(lab: Any) -> None:
     for changes, message in ({"mixed_precision": "float16"}, "loss_scaling"), ({"frozen": ("layer9",)}, "layer9"):
         with pytest.raises(UsageError, match=message):

@@ -135,7 +135,7 @@ def test_every_fault_names_a_row_of_the_numerics_table_and_a_rung() -> None:
 def test_every_native_fault_is_planted_by_some_room_and_every_planting_has_a_row(framework: str) -> None:
     native = {fault.name for fault in faults.FAULTS if fault.plant is None}
     planted = set(contract.load(framework).PLANTINGS)
-    assert planted <= native
+    assert planted - native == set(faults.IN_ROOM_TESTS)
     assert native - planted <= {"jpeg_fast_dct"}
 
 

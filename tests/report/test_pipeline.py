@@ -234,11 +234,11 @@ def test_the_command_beside_a_training_trains_the_same(settings):
     assert (program, command) == ("triptych", "train")
     given = train_command.make_context("train", arguments).params
     job = pipeline._job(settings)
-    assert (given["model"], given["data"], given["framework"]) == (job.model, job.data, "all")
+    assert (given["recipe"], given["data"], given["framework"]) == (job.model, job.data, "all")
     assert (given["epochs"], given["batch_size"]) == (settings.epochs, job.recipe.global_batch_size)
     assert (given["learning_rate"], given["precision"]) == (job.recipe.schedule.peak, job.precision)
     assert (given["label_smoothing"], given["ema"]) == (job.recipe.label_smoothing, job.recipe.ema_decay)
-    assert (given["weight_decay"], given["seed"]) == (job.recipe.optimizer.weight_decay, job.recipe.seed)
+    assert (given["weight_decay"], given["seed"] or 0) == (job.recipe.optimizer.weight_decay, job.recipe.seed)
 
 
 # --- All of it ---------------------------------------------------------------------------------------------------------------

@@ -373,10 +373,7 @@ def unchanged(image: jax.Array, amount: jax.Array) -> jax.Array:
 
 def luma(image: jax.Array) -> jax.Array:
     """(H, W, C) -> (H, W, 1) ITU-R 601 grey, not rounded."""
-    if image.shape[-1] != 3:
-        return image
-    red, green, blue = (weight * image[..., i, None] for i, weight in enumerate(GREY))
-    return red + green + blue
+    return (image * jnp.asarray(GREY)).sum(-1, keepdims=True) if image.shape[-1] == 3 else image
 
 
 def mixed(images: jax.Array, mix: Arrays, count: int) -> jax.Array:

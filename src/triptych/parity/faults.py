@@ -297,6 +297,9 @@ NOT_EXPRESSIBLE: dict[int, str] = {
 }
 """Rows of docs/numerics.md that nothing in the catalogue can express, with the reason."""
 
+IN_ROOM_TESTS = ("clip_before_unscale", "clip_no_epsilon", "clip_per_tensor", "jitter_brightness_adds", "jitter_native_contrast")
+"""Plantings of every room that its own tests catch: the ladder climbs neither clipping nor training transforms yet."""
+
 
 def find(name: str, spec: Spec) -> Planted:
     """The fault called `name` bound to a layer of `spec`; `FILE:function` loads one from outside.
