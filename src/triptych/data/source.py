@@ -77,7 +77,8 @@ class Source:
             return self
         chosen = np.arange(limit) * len(self) // limit
         names = [self.names[int(i)] for i in chosen]
-        return dataclasses.replace(self, labels=self.labels[chosen], images=_Chosen(self.images, chosen), names=names)
+        images = self.images[chosen] if isinstance(self.images, np.ndarray) else _Chosen(self.images, chosen)
+        return dataclasses.replace(self, labels=self.labels[chosen], images=images, names=names)
 
     def relabeled(self, classes: Sequence[str], index_of: dict[str, int]) -> Source:
         """The same images under other class indices: class `c` becomes `classes[index_of[c]]`."""
