@@ -160,6 +160,28 @@ def test_a_worker_that_is_terminated_exits_with_nine(tmp_path: Path) -> None:
     assert told["kind"] == "Interrupted"
 
 
+def test_the_command_exits_with_nine_and_goes_on(tmp_path: Path) -> None:
+    """SIGTERM to `triptych train`, which hands it on to its worker."""
+    command = [sys.executable, "-m", "triptych.cli", "train", "mlp", "--framework", FRAMEWORKS[0], "--out", str(tmp_path / "run")]
+    with (tmp_path / "log").open("wb") as log:
+        process = subprocess.Popen([*command, "--epochs", "5000", "--checkpoint-every", "5"], stdout=log, stderr=log)
+    wait_for(lambda: len(written(tmp_path / "run" / FRAMEWORKS[0])) >= 1, process)
+    process.send_signal(signal.SIGTERM)
+    assert process.wait(90) == 9
+    assert b"the state is saved. Go on with --resume auto" in (tmp_path / "log").read_bytes()
+    found = newest(tmp_path / "run" / FRAMEWORKS[0])
+    assert found is not None
+
+
+def test_an_older_checkpoint_named_by_its_path_abandons_the_later_ones(tmp_path: Path) -> None:
+    job = dataclasses.replace(JOB, intervals=Intervals(checkpoint=2, keep_last=2))
+    train(job, FRAMEWORKS[0], tmp_path)
+    assert written(tmp_path) == ["000006", "000008"]
+    train(stopped_after(job, 7), FRAMEWORKS[0], tmp_path, resume=str(tmp_path / "steps" / "000006"))
+    assert written(tmp_path) == ["000006"]
+    assert [row["step"] for row in read_metrics(tmp_path / "metrics.jsonl")] == list(range(7))
+
+
 def test_a_damaged_checkpoint_is_passed_over_by_name(tmp_path: Path, whole: dict[str, Path]) -> None:
     framework = FRAMEWORKS[0]
     shutil.copytree(whole[framework], tmp_path / "run")

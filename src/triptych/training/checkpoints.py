@@ -41,14 +41,13 @@ class Checkpoints:
 
     def __init__(self, out: Path, labels: Sequence[str], *, keep_last: int = 2, keep_best: int = 1) -> None:
         self.out, self.labels, self.keep_last, self.keep_best = out, labels, max(1, keep_last), keep_best
-        self._accuracy: dict[str, float] = {}
         self._writer = ThreadPoolExecutor(1, thread_name_prefix="checkpoint")
         self._pending: Future[None] | None = None
 
-    def save(self, spec: Spec, state: TrainingState, next_step: int, notes: Mapping[str, Any], accuracy: float | None = None) -> None:
+    def save(self, spec: Spec, state: TrainingState, next_step: int, notes: Mapping[str, Any]) -> None:
         """Take a copy of the state (`Trainer.state()`), which is written while training goes on; waits for the one before."""
         self.wait()
-        self._pending = self._writer.submit(self._write, spec, state, next_step, dict(notes), accuracy)
+        self._pending = self._writer.submit(self._write, spec, state, next_step, dict(notes))
 
     def wait(self) -> None:
         """Return when the last checkpoint is on disk. StorageError when it could not be written."""
@@ -63,7 +62,13 @@ class Checkpoints:
         finally:
             self._writer.shutdown()
 
-    def _write(self, spec: Spec, state: TrainingState, next_step: int, notes: dict[str, Any], accuracy: float | None) -> None:
+    def forget_after(self, step: int) -> None:
+        """Remove checkpoints later than `step`: those of a branch that a run which goes on from there abandons."""
+        for name in written(self.out):
+            if int(name) > step:
+                shutil.rmtree(self.out / STEPS / name, ignore_errors=True)
+
+    def _write(self, spec: Spec, state: TrainingState, next_step: int, notes: dict[str, Any]) -> None:
         name = f"{next_step:06d}"
         if not self.out.is_dir():
             raise StorageError(f"cannot write {self.out / STEPS / name}: the run directory has vanished; put it back or train anew")
@@ -80,14 +85,13 @@ class Checkpoints:
             provenance=notes.get("provenance"),
         )
         _point_to(self.out, name)
-        if accuracy is not None:
-            self._accuracy[name] = accuracy
-        self._retire()
+        self._retire(notes.get("evaluations", []))
 
-    def _retire(self) -> None:
+    def _retire(self, evaluations: Sequence[Mapping[str, Any]]) -> None:
         """Remove what is neither among the last nor among the best; what a crash left half-written goes, too."""
-        best = sorted(self._accuracy, key=lambda name: self._accuracy[name], reverse=True)[: self.keep_best]
-        kept = {*written(self.out)[-self.keep_last :], *best}
+        names, accuracy = written(self.out), {f"{row['step'] + 1:06d}": row["accuracy"] for row in evaluations}
+        best = sorted((name for name in names if name in accuracy), key=lambda name: accuracy[name], reverse=True)[: self.keep_best]
+        kept = {*names[-self.keep_last :], *best}
         for entry in (self.out / STEPS).iterdir():
             if entry.name not in kept:
                 shutil.rmtree(entry, ignore_errors=True)
@@ -105,7 +109,7 @@ def _point_to(out: Path, name: str) -> None:
 def written(out: Path) -> list[str]:
     """The names of a run's checkpoints, oldest first."""
     folder = out / STEPS
-    return sorted(entry.name for entry in folder.iterdir() if entry.name.isdigit()) if folder.is_dir() else []
+    return sorted((entry.name for entry in folder.iterdir() if entry.name.isdigit()), key=int) if folder.is_dir() else []
 
 
 def newest(out: Path) -> Resumed | None:

@@ -50,6 +50,7 @@ class Run:
     evaluations: list[dict[str, Any]] = field(default_factory=list)
     sketches: Weights = field(default_factory=dict)
     stopped: str | None = None
+    began: float = field(default_factory=time.perf_counter)
 
     def plan(self, image_size: int) -> SamplingPlan:
         """The sampling plan at one image size; the order and the random numbers of samples are the same at all."""
@@ -172,7 +173,10 @@ def _resumed(run: Run, resume: str) -> Resumed | None:
     rows = [row for row in read_metrics(run.out / METRICS) if row["step"] < found.next_step]
     run.losses = [row["loss"] for row in rows if "loss" in row]
     run.evaluations = list(found.notes.get("evaluations", []))
-    (run.out / METRICS).write_text("".join(json.dumps(row) + "\n" for row in rows))
+    run.checkpoints.forget_after(found.next_step)
+    partial = run.out / f".{METRICS}.partial"
+    partial.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    partial.replace(run.out / METRICS)
     return found
 
 
@@ -180,8 +184,7 @@ def read_metrics(path: Path) -> list[dict[str, Any]]:
     """The rows of a metrics file; a last line that a crash cut off is left out."""
     if not path.exists():
         return []
-    lines = path.read_text().splitlines()
-    return [json.loads(line) for line in lines if line.endswith("}")]
+    return [json.loads(line) for line in path.read_text().splitlines(keepends=True) if line.endswith("\n")]
 
 
 def _steps(run: Run, resumed: Resumed | None) -> TrainingState:
@@ -235,7 +238,7 @@ def _phase(run: Run, trainer: Trainer, steps: range, metrics: TextIO) -> None:
         if interrupted:
             run.checkpoints.wait()
             raise Interrupted(f"stopped after step {step + 1} of {run.steps}; the state is saved. Go on with --resume auto")
-        if job.limits.seconds is not None and elapsed > job.limits.seconds:
+        if job.limits.seconds is not None and time.perf_counter() - run.began > job.limits.seconds:
             run.stopped = "seconds"
             return
 
@@ -249,9 +252,7 @@ def _save(run: Run, trainer: Trainer, step: int) -> None:
         "framework": run.framework, "evaluations": run.evaluations, "job": run.job.to_json(),
         "provenance": _provenance(run.job, run.framework), "epoch": run.plan(run.spec.image_size).epoch(step),
     }  # fmt: skip
-    latest = run.evaluations[-1] if run.evaluations else None
-    accuracy = latest["accuracy"] if latest is not None and latest["step"] == step else None
-    run.checkpoints.save(run.spec, trainer.state(), step + 1, notes, accuracy)
+    run.checkpoints.save(run.spec, trainer.state(), step + 1, notes)
 
 
 def _check_finite(loss: float, plan: SamplingPlan, step: int) -> None:

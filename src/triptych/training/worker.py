@@ -48,7 +48,8 @@ def run_worker(
                 progress(line.decode(errors="replace").strip())
             code = process.wait()
         except BaseException:
-            _stop(process)
+            if _stop(process) == Interrupted.exit_code:
+                raise _failure(framework, directory) from None
             raise
         finally:
             process.kill()
@@ -58,11 +59,12 @@ def run_worker(
     return result
 
 
-def _stop(process: subprocess.Popen[bytes]) -> None:
-    """Ask the worker to save, and wait for it as long as a step and a checkpoint may take."""
+def _stop(process: subprocess.Popen[bytes]) -> int | None:
+    """Ask the worker to save, and wait for it as long as a step and a checkpoint may take; its exit code."""
     process.terminate()
     with contextlib.suppress(subprocess.TimeoutExpired):
-        process.wait(GRACE_SECONDS)
+        return process.wait(GRACE_SECONDS)
+    return None
 
 
 def _failure(framework: str, directory: Path) -> TriptychError:
