@@ -23,10 +23,8 @@ from triptych.data import Source, open_source
 class Intervals:
     """How often things happen, in steps (None: never, or only at the end)."""
 
-    log: int = 1
     evaluate: int | None = None
     checkpoint: int | None = None
-    histograms: int | None = None
     keep_last: int = 2
     keep_best: int = 1
 
@@ -68,7 +66,6 @@ class Job:
     new_head: bool = False
     execution: Execution = DEFAULT_EXECUTION
     loader: Loader = DEFAULT_LOADER
-    deterministic: bool = True
     intervals: Intervals = DEFAULT_INTERVALS
     limits: Limits = NO_LIMITS
     perturbation: int | None = None

@@ -108,7 +108,6 @@ class RecipeFile(_Section):
     intervals: Intervals = Intervals()
     limits: Limits = Limits()
     seed: int = Field(default=0, ge=0)
-    deterministic: bool = True
 
     def job(self, samples: int) -> Job:
         """The run over this many training images. UsageError when epochs, steps and sizes do not fit together."""
@@ -127,7 +126,7 @@ class RecipeFile(_Section):
         return Job(
             self.model, self.data, recipe, total, "float64" if self.precision == "float64" else "float32", self.device, dict(self.options),
             self.transforms, self.uneven, progressive, self.fine_tune.start_from, self.fine_tune.new_head, self.execution, self.loader,
-            self.deterministic, self.intervals, self.limits,
+            self.intervals, self.limits,
         )  # fmt: skip
 
     def _steps_per_epoch(self, samples: int) -> int:
