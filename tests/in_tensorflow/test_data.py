@@ -8,11 +8,14 @@ from typing import Any
 
 import numpy as np
 import pytest
+import tensorflow as tf
 from PIL import Image
 
 from triptych.core.errors import InputRefused, UsageError
-from triptych.core.preprocess import geometry
+from triptych.core.preprocess import Transforms, geometry
+from triptych.core.sampling import SamplingPlan
 from triptych.core.spec import Preprocessing
+from triptych.data import Source
 
 
 def encoded(pixels: np.ndarray, kind: str, **options: Any) -> bytes:
@@ -79,3 +82,15 @@ def test_real_photographs_decode_as_in_pillow(room: Any, real_data: Path) -> Non
     for file in files:
         expected = np.asarray(Image.open(file).convert("RGB"))
         np.testing.assert_array_equal(room.decode(file.read_bytes(), 3), expected, err_msg=file.name)
+
+
+def test_the_pipeline_leaves_the_callers_random_stream_alone(room: Any) -> None:
+    tf.random.set_seed(3)
+    drawn = [tf.random.uniform((2,)).numpy() for _ in range(2)]
+    tf.random.set_seed(3)
+    np.testing.assert_array_equal(tf.random.uniform((2,)).numpy(), drawn[0])
+    transforms = Transforms(pad_crop=2, flip=0.5, mixup=0.2)
+    source = Source("grey", "train", ("0", "1"), np.arange(4) % 2, np.zeros((4, 8, 8, 1), np.uint8), ["a", "b", "c", "d"])
+    plan = SamplingPlan(source.labels, 2, 2, 0, transforms, 8)
+    assert len(list(room.batches(source, plan.batches(0, 2), Preprocessing(None, 8, (0.5,), (0.5,)), transforms))) == 2
+    np.testing.assert_array_equal(tf.random.uniform((2,)).numpy(), drawn[1])
