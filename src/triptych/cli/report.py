@@ -15,15 +15,19 @@ from triptych.core.errors import ParityFailed
 @click.option(
     "--runs", type=click.Path(path_type=Path), default=Path("runs/evidence"), show_default=True, help="Where runs are kept and reused."
 )
+@click.option(
+    "--records", type=click.Path(path_type=Path, file_okay=False), default=Path("benchmarks/results"), show_default=True,
+    help="Committed records of the training system; absent ones are noted.",
+)  # fmt: skip
 @click.option("--fresh", is_flag=True, help="Reuse nothing.")
 @json_option
-def report_command(out: Path, runs: Path, fresh: bool, as_json: bool) -> None:
+def report_command(out: Path, runs: Path, records: Path, fresh: bool, as_json: bool) -> None:
     """Prove resnet50, plant faults, train resnet20 in every installed framework, and write report.md and report.html."""
     from triptych.cli.progress import status
     from triptych.report import pipeline, write_report
 
     with status("reading what is there") as show:
-        work = pipeline.Pipeline(runs, fresh, show)
+        work = pipeline.Pipeline(runs, fresh, records, show)
         verdict = write_report(pipeline.evidence(work), out)
     steps = [{"name": s.name, "reused": s.reused, "seconds": s.seconds} for s in work.steps]
     claims = [{"claim": c.text, "measured": c.measured, "asked": c.asked, "holds": c.holds} for c in verdict.claims]

@@ -11,8 +11,10 @@ from functools import partial
 
 from triptych.core.tolerance import CUSTOMARY_FORWARD_CHECK
 from triptych.report import figures
-from triptych.report.blocks import Block, Cell, Column, Note, Picture, Section, Table, Text
+from triptych.report.blocks import Block, Cell, Note, Picture, Section, Table, Text
 from triptych.report.evidence import Certificate, Context, Curves, Evidence, Fault, FaultTable, Training
+from triptych.report.on_record import on_record
+from triptych.report.tables import claim_table, code_cell, columns
 from triptych.report.verdict import Verdict, missed_by_usual_check
 from triptych.report.wording import duration, framework_title, listing, number, pair_title, short, size
 
@@ -26,26 +28,15 @@ def sections(evidence: Evidence, verdict: Verdict) -> tuple[Section, ...]:
         Section("ladder", "The same model", tuple(_ladder(evidence))),
         Section("training", "The same training", tuple(_training(evidence))),
         Section("faults", "The proof can fail", tuple(_faults(evidence))),
+        Section("record", "The training system, on record", tuple(on_record(evidence))),
         Section("cost", "What it costs", tuple(_cost(evidence))),
         Section("reproduce", "How to reproduce it", tuple(_reproduce(evidence))),
     )
 
 
-def _columns(*titles: str) -> tuple[Column, ...]:
-    """Columns from their titles; a leading `>` aligns right."""
-    return tuple(Column(title.removeprefix(">"), title.startswith(">")) for title in titles)
-
-
-def _code(text: str | None) -> Cell:
-    """A name or command in a fixed-width face; a dash when there is none."""
-    return Cell(text, code=True) if text else Cell("–")
-
-
 def _claims(verdict: Verdict) -> Iterator[Block]:
-    word = {True: Cell("holds", "pass"), False: Cell("fails", "fail"), None: Cell("not shown", "open")}
-    rows = tuple((Cell(c.text), Cell(c.measured), Cell(c.asked), word[c.holds], _code(c.command)) for c in verdict.claims)
     yield Text("The headline is computed from these rows: PASS when every one holds, INCOMPLETE when one is not shown.")
-    yield Table("Claims, what was measured, and what was asked", _columns("claim", ">measured", ">asked", "", "command"), rows)
+    yield claim_table("Claims, what was measured, and what was asked", verdict.claims)
 
 
 def _ladder(evidence: Evidence) -> Iterator[Block]:
@@ -110,12 +101,10 @@ def _rung_table(certificate: Certificate, command: str | None) -> Table:
         shape = " × ".join(str(x) for x in (rung.batch_size, rung.image_size) if x is not None) or "–"
         rows.append((
             Cell(f"{rung.number} {rung.name}"), Cell(rung.precision), Cell(error), Cell(number(rung.tolerance)), outcome,
-            _code(rung.tensor), Cell(pair_title(rung.pair or "–")), Cell(number(rung.tensors)),
+            code_cell(rung.tensor), Cell(pair_title(rung.pair or "–")), Cell(number(rung.tensors)),
             Cell(number(rung.steps)), Cell(shape),
         ))  # fmt: skip
-    titles = _columns(
-        "rung", "precision", ">worst error", ">tolerance", "", "worst tensor", "pair", ">tensors", ">steps", ">batch × pixels"
-    )
+    titles = columns("rung", "precision", ">worst error", ">tolerance", "", "worst tensor", "pair", ">tensors", ">steps", ">batch × pixels")
     hashes = f"spec {certificate.spec_sha256[:12]}, weights {certificate.weights_sha256[:12]}"
     return Table(f"Certificate of {certificate.model} ({hashes}); rung 8 is a ratio", titles, tuple(rows), command, folded=True)
 
@@ -132,7 +121,7 @@ def _context_table(model: str, context: Context, command: str | None) -> Table:
     ]
     pixels = f", {context.image_size} pixels" if context.image_size else ""
     caption = f"{model} in AlgoPerf's setting (random initialization{pixels}, float32): largest absolute difference of a logit"
-    return Table(caption, _columns("", ">value"), tuple(rows), command)
+    return Table(caption, columns("", ">value"), tuple(rows), command)
 
 
 def _precise(value: float | None) -> str:
@@ -174,7 +163,7 @@ def _run_table(training: Training, command: str | None) -> Table:
         )
         for run in training.runs
     )  # fmt: skip
-    titles = _columns("framework", ">test accuracy", ">images right", ">steps", ">last loss", ">time")
+    titles = columns("framework", ">test accuracy", ">images right", ">steps", ">last loss", ">time")
     return Table(f"{training.model} on {training.dataset}, {training.precision}", titles, rows, command)
 
 
@@ -229,11 +218,11 @@ def _fault_table(table: FaultTable, command: str | None) -> Iterator[Block]:
     if table.not_expressible:
         rows = tuple((Cell(number(n.numerics)), Cell(n.name.replace("_", " ")), Cell(n.reason)) for n in table.not_expressible)
         caption = "Causes of divergence that no catalogued model can show yet"
-        yield Table(caption, _columns(">row of docs/numerics.md", "cause", "why not"), rows, command, folded=True)
+        yield Table(caption, columns(">row of docs/numerics.md", "cause", "why not"), rows, command, folded=True)
 
 
 def _planting_table(table: FaultTable, command: str | None) -> Table:
-    titles = _columns(
+    titles = columns(
         "fault", "planted in", "at layer", "", ">rung", "first tensor", ">error", ">float32 forward error", "1e-4 check", "likely cause",
         ">row of docs/numerics.md",
     )  # fmt: skip
@@ -247,8 +236,8 @@ def _planting(fault: Fault) -> tuple[Cell, ...]:
     if fault.caught and not (fault.right_rung and fault.right_layer):
         outcome = Cell("caught elsewhere", "open")
     return (
-        Cell(fault.name.replace("_", " ")), Cell(framework_title(fault.framework)), _code(fault.planted_layer), outcome,
-        Cell(number(fault.rung)), _code(fault.tensor),
+        Cell(fault.name.replace("_", " ")), Cell(framework_title(fault.framework)), code_cell(fault.planted_layer), outcome,
+        Cell(number(fault.rung)), code_cell(fault.tensor),
         Cell(number(fault.error)), Cell(number(seen)), usual, Cell(fault.cause or "–"), Cell(number(fault.numerics)),
     )  # fmt: skip
 
@@ -260,7 +249,7 @@ def _cost(evidence: Evidence) -> Iterator[Block]:
             for c in evidence.costs
         )
         yield Text("Computed from the layer table, once for all frameworks: 1 MAC = 2 FLOPs; convolutions and linear layers are counted.")
-        titles = _columns("model", ">pixels", ">parameters", ">MACs", ">FLOPs")
+        titles = columns("model", ">pixels", ">parameters", ">MACs", ">FLOPs")
         yield Table("Parameters and arithmetic of one image", titles, rows, evidence.commands.get("costs"))
     else:
         yield Note(f"No parameters and FLOPs: {evidence.why_missing('costs')}.")
@@ -277,13 +266,13 @@ def _code_table(evidence: Evidence) -> Table:
         total = f"{sum(c.statements for c in mine.values())} ({sum(c.lines for c in mine.values())})"
         rows.append((Cell(framework_title(name)), *cells, Cell(total)))
     caption = "Code of the models: statements of the syntax tree without docstrings (lines after one canonical formatting)"
-    return Table(caption, _columns("framework", *(f">{file}" for file in files), ">together"), tuple(rows), evidence.commands.get("lines"))
+    return Table(caption, columns("framework", *(f">{file}" for file in files), ">together"), tuple(rows), evidence.commands.get("lines"))
 
 
 def _reproduce(evidence: Evidence) -> Iterator[Block]:
     if evidence.commands:
         rows = tuple((Cell(part.replace("_", " ")), Cell(command, code=True)) for part, command in evidence.commands.items())
-        yield Table("What makes each part", _columns("part", "command"), rows)
+        yield Table("What makes each part", columns("part", "command"), rows)
     else:
         yield Note(f"No commands: {evidence.why_missing('commands')}.")
     if evidence.steps:
@@ -293,16 +282,16 @@ def _reproduce(evidence: Evidence) -> Iterator[Block]:
 
 def _step_table(evidence: Evidence) -> Table:
     rows = tuple(
-        (Cell(step.name), Cell("reused" if step.reused else "fresh"), Cell(duration(step.seconds)), _code(step.command))
+        (Cell(step.name), Cell("reused" if step.reused else "fresh"), Cell(duration(step.seconds)), code_cell(step.command))
         for step in evidence.steps
     )
     caption = "Computed for this report, or reused because hashes of spec, weights, code and environment are the same"
-    return Table(caption, _columns("step", "", ">time", "command"), rows, evidence.commands.get("report"))
+    return Table(caption, columns("step", "", ">time", "command"), rows, evidence.commands.get("report"))
 
 
 def _environment_table(evidence: Evidence) -> Table:
     rows = tuple((Cell(name), Cell(text)) for name, text in _flat(evidence.environment))
-    return Table("Environment", _columns("", ""), rows, evidence.commands.get("environment", "triptych doctor"), folded=True)
+    return Table("Environment", columns("", ""), rows, evidence.commands.get("environment", "triptych doctor"), folded=True)
 
 
 def _flat(data: dict[str, object], prefix: str = "") -> Iterator[tuple[str, str]]:

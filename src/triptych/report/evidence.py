@@ -178,6 +178,134 @@ class CodeCount:
 
 
 @dataclass(frozen=True, slots=True)
+class RecordedRun:
+    """One committed training run. `evaluations` are (step, epoch, accuracy, loss); accuracies are fractions, `train_loss` is by epoch.
+
+    `cpu_minutes` is the time in which the cores of `hardware` could have done something else.
+    """
+
+    model: str
+    framework: str
+    test_accuracy: float
+    seconds: float
+    epochs: float
+    seed: int
+    test_correct: int | None = None
+    test_images: int | None = None
+    parameters: int | None = None
+    train_loss: tuple[float, ...] = ()
+    evaluations: tuple[tuple[float | None, ...], ...] = ()
+    cpu_minutes: float | None = None
+    data: str = "CIFAR-10"
+    data_note: str = ""
+    hardware: str = ""
+    code_sha256: str = ""
+    command: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Evaluated:
+    """One committed checkpoint evaluated in several frameworks: images right in each, and on how many all say the same.
+
+    `ties` are images on which they differ; `logit_difference` is the largest between two frameworks, `logit_scale` the largest logit.
+    """
+
+    weights: str
+    correct: dict[str, int]
+    images: int
+    agree: int
+    ties: tuple[str, ...] = ()
+    logit_difference: float | None = None
+    logit_scale: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class ResumedPair:
+    """A run begun in `source` and resumed in `target`. `ratio` is its drift over the one-ulp self-divergence of an uninterrupted run."""
+
+    source: str
+    target: str
+    state_bit_equal: bool
+    first_step_error: float | None
+    ratio: float | None
+    passed: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Kills:
+    """How often a run was killed (`during_save`: while it saved), and whether its final weights are those of the uninterrupted one."""
+
+    framework: str
+    kills: int
+    during_save: int | None
+    bitwise_equal: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Overhead:
+    """Time of a run that saves checkpoints over that of one that does not, with its paired 95 % interval."""
+
+    framework: str
+    ratio: float | None
+    interval: tuple[float, ...] | None = None
+    n: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Speed:
+    """Speed of ours over the stock one, with its paired 95 % interval: a lane of the training step, or (`lane` empty) an input pipeline.
+
+    `macs`, `stock_macs`: multiply-adds of a forward pass, where the stock model is not quite the same. `reason`: why there is no ratio.
+    """
+
+    framework: str
+    ratio: float | None
+    interval: tuple[float, ...] | None
+    n: int
+    against: str
+    images_per_second: float | None = None
+    model: str = ""
+    lane: str = ""
+    levers: tuple[str, ...] = ()
+    batch_size: int | None = None
+    image_size: int | None = None
+    macs: int | None = None
+    stock_macs: int | None = None
+    reason: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Outside:
+    """Share of a training step that is spent outside the framework's own kernels."""
+
+    framework: str
+    model: str
+    share: float
+    interval: tuple[float, ...]
+    n: int
+
+
+@dataclass(frozen=True, slots=True)
+class Records:
+    """What was measured once and committed (`report/record.py` reads it). `hardware` is by part: what each was measured on."""
+
+    runs: tuple[RecordedRun, ...] = ()
+    evaluated: tuple[Evaluated, ...] = ()
+    resumed: tuple[ResumedPair, ...] = ()
+    kills: tuple[Kills, ...] = ()
+    overhead: tuple[Overhead, ...] = ()
+    steps: tuple[Speed, ...] = ()
+    outside: tuple[Outside, ...] = ()
+    pipelines: tuple[Speed, ...] = ()
+    hardware: dict[str, str] = field(default_factory=dict)
+
+    def part(self, name: str) -> tuple[Any, ...]:
+        """The rows of a part by the name of its command; `cifar10` are the runs."""
+        rows: tuple[Any, ...] = self.runs if name == "cifar10" else getattr(self, name)
+        return rows
+
+
+@dataclass(frozen=True, slots=True)
 class Step:
     """One step of the pipeline that made the evidence: computed now, or reused because the same hashes were found."""
 
@@ -189,12 +317,14 @@ class Step:
 
 @dataclass(frozen=True, slots=True)
 class Evidence:
-    """All of it. `commands` names what makes each part: report, parity, training, short_training, faults, costs, lines, environment."""
+    """All of it. `commands` names what makes each part: report, parity, training, short_training, faults, costs, lines, environment;
+    and of `records`: cifar10, evaluated, resumed, kills, overhead, steps, pipelines."""
 
     certificates: tuple[Certificate, ...] = ()
     training: Training | None = None
     short_training: Training | None = None
     faults: tuple[FaultTable, ...] = ()
+    records: Records = field(default_factory=Records)
     costs: tuple[ModelCost, ...] = ()
     code: tuple[CodeCount, ...] = ()
     environment: dict[str, Any] = field(default_factory=dict)

@@ -7,6 +7,7 @@ that a figure follows the page into dark mode. Text stays text (system fonts, se
 from __future__ import annotations
 
 import io
+import itertools
 import math
 import re
 from collections.abc import Callable, Iterable, Sequence
@@ -23,7 +24,7 @@ from matplotlib.patches import Rectangle
 from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullLocator
 
 from triptych.core.tolerance import CUSTOMARY_FORWARD_CHECK
-from triptych.report.evidence import Certificate, Curves, FaultTable, Rung, Training
+from triptych.report.evidence import Certificate, Curves, FaultTable, RecordedRun, Rung, Training
 from triptych.report.wording import framework_title, pair_title, short
 
 # name -> value on paper; the names are the CSS variables of style.css, which holds the dark values.
@@ -184,6 +185,23 @@ def losses(training: Training, canvas: Canvas) -> Figure:
     axes.set_yscale("log")
     _decades(axes, "y")
     _finish(axes, "training step", "training loss", canvas)
+    return figure
+
+
+def recorded(runs: Sequence[RecordedRun], canvas: Canvas) -> Figure:
+    """Training loss (mean of each epoch) and test accuracy by epoch, one curve a run on the same axes."""
+    figure = Figure(figsize=(canvas.width, 5.2), layout="constrained")
+    above, below = figure.subplots(2, 1, sharex=True)
+    named: set[str] = set()
+    for width, run in zip(itertools.cycle((4.2, 2.4, 1.3)), runs, strict=False):
+        label = "_" if run.framework in named else framework_title(run.framework)  # matplotlib leaves `_` out of the legend
+        named.add(run.framework)
+        look = {"color": INKS.get(run.framework, INKS["muted"]), "ls": DASHES.get(run.framework, "-"), "lw": width}
+        above.plot(range(1, len(run.train_loss) + 1), run.train_loss, label=label, **look)
+        shown = [(row[1], 100 * row[2]) for row in run.evaluations if row[1] is not None and row[2] is not None]
+        below.plot([epoch for epoch, _ in shown], [accuracy for _, accuracy in shown], **look)
+    _finish(above, "", "training loss", canvas)
+    _finish(below, "epoch", "test accuracy, %", canvas, legend=False)
     return figure
 
 

@@ -30,7 +30,7 @@ from triptych.core.errors import StorageError, UsageError
 from triptych.data import open_source
 from triptych.parity import certify, faults, planting
 from triptych.parity.observation import write_json
-from triptych.report import gather
+from triptych.report import gather, record
 from triptych.report.evidence import Evidence, Run, Step, Training
 from triptych.training.job import Job, standard_recipe
 from triptych.training.worker import run_worker
@@ -83,6 +83,7 @@ class Pipeline:
 
     runs: Path
     fresh: bool = False
+    records: Path = record.DEFAULT
     progress: Progress = lambda text: None
     steps: list[Step] = field(default_factory=list)
 
@@ -130,12 +131,13 @@ def _digest(what: Any) -> str:
 
 
 def evidence(pipeline: Pipeline) -> Evidence:
-    """Run or reuse every step. UsageError unless two frameworks or more are installed."""
+    """Run or reuse every step, and read the records. UsageError unless two frameworks or more are installed."""
     frameworks = tuple(contract.installed())
     if len(frameworks) < 2:
         raise UsageError(
             f"a report compares frameworks; installed: {', '.join(frameworks) or 'none'}. Install them with: pip install 'triptych[all]'"
         )
+    records, missing = record.read(pipeline.records)  # first: a file that is refused must not cost a quarter of an hour
     certificate, planted, full, short = _two_at_a_time(
         partial(_certificate, pipeline, frameworks),
         partial(_planted, pipeline, PLANTED, frameworks),
@@ -144,8 +146,8 @@ def evidence(pipeline: Pipeline) -> Evidence:
     )
     return Evidence(
         **gather.static(), certificates=(gather.certificate(certificate),), training=full, short_training=short,
-        faults=(gather.fault_table(planted),), commands=_commands(), steps=tuple(sorted(pipeline.steps, key=lambda step: step.name)),
-        created=datetime.datetime.now(datetime.UTC).date().isoformat(),
+        faults=(gather.fault_table(planted),), records=records, missing=missing, commands=_commands(),
+        steps=tuple(sorted(pipeline.steps, key=lambda step: step.name)), created=datetime.datetime.now(datetime.UTC).date().isoformat(),
     )  # fmt: skip
 
 
@@ -167,6 +169,7 @@ def _two_at_a_time(*steps: Callable[[], Any]) -> list[Any]:
 def _commands() -> dict[str, str]:
     return {
         **gather.COMMANDS,
+        **record.COMMANDS,
         "report": "triptych report",
         "parity": f"triptych parity {PROVEN}",
         "faults": "triptych parity MODEL --fault all",

@@ -19,6 +19,16 @@ def number(value: float | int | None, absent: str = "–") -> str:
     return f"{value:,}" if isinstance(value, int) else short(value)
 
 
+def times(ratio: float | None, digits: int = 2) -> str:
+    """1.03×; a dash for None."""
+    return "–" if ratio is None else f"{ratio:.{digits}f}×"
+
+
+def points(difference: float) -> str:
+    """A difference of two shares in percentage points: 0.004 -> 0.40 points."""
+    return f"{100 * difference:.2f} points"
+
+
 def framework_title(name: str) -> str:
     """`jax` -> `JAX/Flax`; an unknown name stays as it is."""
     return FRAMEWORKS[name].title if name in FRAMEWORKS else name

@@ -1,0 +1,297 @@
+"""A training step of ours against the stock one of the same framework: same batch, one process a framework, turns in random order.
+
+    .venv/bin/python benchmarks/step_speed.py [--framework F] [--model resnet50] [--batch-size 16] [--image-size 96] [--rounds 20]
+
+Stock is what a user of the framework writes: torchvision's model and the plain loop, keras.applications and `train_on_batch`, the
+ResNet and the jitted step of Flax's example (stock_flax.py). It is given tensors that are ready; ours takes numpy arrays and checks
+them. A round lets each take one step; ratios are stock's seconds over ours in the same round (above 1: ours is faster).
+`outside` is the share of our step that its own native step function, on ready tensors, does not need.
+Rows of frameworks and models that are not measured now are kept from the file.
+"""
+
+from __future__ import annotations
+
+import argparse
+import functools
+import json
+import os
+import random
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from measuring import RESULTS, head, paired_interval, write_json
+
+from triptych.core import catalog, contract, initialize
+from triptych.core.contract import Execution
+from triptych.core.cost import cost
+from triptych.core.environment import code_hash
+from triptych.core.recipe import SGD, Recipe, Schedule
+
+Turn = Callable[[], Any]
+MODELS = {"pytorch": ("resnet50", "resnet18"), "tensorflow": ("resnet50",), "jax": ("resnet50",)}
+AGAINST = {
+    "pytorch": "torchvision.models.{model}, eager, SGD in a plain loop",
+    "tensorflow": "keras.applications.ResNet50, compile and train_on_batch",
+    "jax": "a ResNet as in Flax's ImageNet example, one jitted and donated optax step",
+}
+LANES = {
+    "default": Execution(),
+    "tuned": Execution(tuned=True),
+    "compiled": Execution(compile=True),
+    "tuned and compiled": Execution(compile=True, tuned=True),
+}
+# What each switch of `Execution` does in each room; JAX knows no other way than compiled.
+TUNED = {"pytorch": "channels-last", "tensorflow": "fused BatchNorm", "jax": "the room's tuned convolutions"}
+COMPILED = {"pytorch": "torch.compile", "tensorflow": "XLA (jit_compile)"}
+RECIPE = Recipe(SGD(momentum=0.9, nesterov=False, weight_decay=1e-4), Schedule(0.01, 0, 1, kind="constant"), 1, decay_norm_and_bias=True)
+RATE, WARM_UP = 0.01, 2
+
+
+def stock_pytorch(model: str, images: np.ndarray, labels: np.ndarray) -> Turn:
+    """torchvision's model and the loop of its tutorials."""
+    import torch
+    import torchvision
+
+    native = torchvision.models.get_model(model, weights=None)
+    optimizer = torch.optim.SGD(native.parameters(), lr=RATE, momentum=0.9, weight_decay=1e-4)
+    return _torch_loop(native, optimizer, torch.from_numpy(images.transpose(0, 3, 1, 2).copy()), torch.from_numpy(labels))
+
+
+def _torch_loop(native: Any, optimizer: Any, x: Any, y: Any) -> Turn:
+    import torch
+
+    criterion = torch.nn.CrossEntropyLoss()
+
+    def step() -> float:
+        native.train()
+        optimizer.zero_grad()
+        loss = criterion(native(x), y)
+        loss.backward()
+        optimizer.step()
+        return float(loss.item())
+
+    return step
+
+
+def stock_tensorflow(model: str, images: np.ndarray, labels: np.ndarray) -> Turn:
+    """The one ResNet of keras.applications of this size, as its guide compiles it. SystemExit for another model."""
+    import keras
+    import tensorflow as tf
+
+    native = _keras_resnet50(model, images.shape[1])
+    loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
+    native.compile(keras.optimizers.SGD(RATE, momentum=0.9, weight_decay=1e-4), loss)
+    return functools.partial(native.train_on_batch, tf.constant(images), tf.constant(labels))
+
+
+def _keras_resnet50(model: str, size: int) -> Any:
+    import keras
+
+    if model != "resnet50":
+        raise SystemExit(f"keras.applications has no {model}; give --model resnet50")
+    return keras.applications.ResNet50(weights=None, input_shape=(size, size, 3), classifier_activation=None)
+
+
+def stock_jax(model: str, images: np.ndarray, labels: np.ndarray) -> Turn:
+    """Flax's example."""
+    import stock_flax
+
+    return stock_flax.stepper(model, images, labels)
+
+
+def bare_pytorch(trainer: Any, images: np.ndarray, labels: np.ndarray) -> Turn:
+    """The plain loop on our model."""
+    import torch
+
+    return _torch_loop(
+        trainer.model.native, trainer.optimizer, torch.from_numpy(images.transpose(0, 3, 1, 2).copy()), torch.from_numpy(labels)
+    )
+
+
+def bare_tensorflow(trainer: Any, images: np.ndarray, labels: np.ndarray) -> Turn:
+    """Our training step as one function of the framework."""
+    import tensorflow as tf
+
+    function = tf.function(trainer.training_step)
+    batch = tf.constant(images), tf.constant(labels), tf.constant(RATE, tf.float32)
+    return lambda: float(function(*batch))
+
+
+def bare_jax(trainer: Any, images: np.ndarray, labels: np.ndarray) -> Turn:
+    """Our two compiled functions, gradients and update, one after the other."""
+    import jax
+
+    from triptych.in_jax import optim, train
+
+    model = trainer.model
+    moves, decayed = train.masks(RECIPE, model.spec)
+    gradients = jax.jit(functools.partial(train.loss_and_gradients, train.executed(model.module, RECIPE), RECIPE, moves))
+    update = jax.jit(lambda *given: train.update(RECIPE, decayed, *given), donate_argnums=0)
+    scalars = {name: model.put(np.asarray(value)) for name, value in optim.scalars(RECIPE, 0, RATE).items()}
+    batch = model.put(images), jax.device_put(labels.astype(np.int32), model.jax_device)
+    opt_state = optim.optimizer(RECIPE, decayed, optim.scalars(RECIPE, 0, 0.0)).init(model.variables["params"])
+    held = [(train.TrainState(model.variables["params"], opt_state, {}), {k: v for k, v in model.variables.items() if k != "params"})]
+
+    def step() -> None:
+        state, statistics = held[0]
+        (_, found), statistics = gradients({**statistics, "params": state.params}, *batch)
+        held[0] = jax.block_until_ready((update(state, found, statistics, scalars), statistics))
+
+    return step
+
+
+STOCK = {"pytorch": stock_pytorch, "tensorflow": stock_tensorflow, "jax": stock_jax}
+BARE = {"pytorch": bare_pytorch, "tensorflow": bare_tensorflow, "jax": bare_jax}
+
+
+def settled(framework: str, trainer: Any) -> None:
+    """Wait for what a step has left running: JAX hands the loss back before the update is done."""
+    if framework == "jax":
+        import jax
+
+        jax.block_until_ready(trainer.model.variables)
+
+
+def contestants(framework: str, model: str, images: np.ndarray, labels: np.ndarray) -> Iterator[tuple[str, Callable[[], Turn]]]:
+    """(name, what builds its turn): stock, our lanes, and our bare step."""
+    room = contract.load(framework)
+    spec = catalog.get_spec(model, image_size=images.shape[1])
+
+    def trainer(execution: Execution) -> Any:
+        native = room.create_model(spec, initialize.initial_weights(spec, 0), precision="float32", device="cpu")
+        return room.create_trainer(native, RECIPE, execution)
+
+    def ours(execution: Execution) -> Turn:
+        made = trainer(execution)
+        return lambda: (made.step(images, labels, RATE), settled(framework, made))
+
+    yield "stock", lambda: STOCK[framework](model, images, labels)
+    for name, execution in LANES.items():
+        if not execution.compile or framework in COMPILED:
+            yield name, functools.partial(ours, execution)
+    yield "bare", lambda: BARE[framework](trainer(Execution()), images, labels)
+
+
+def measure(framework: str, model: str, batch_size: int, image_size: int, rounds: int) -> dict[str, Any]:
+    """Seconds of every turn by contestant, and why a lane could not run. One framework, in this process."""
+    numbers = np.random.default_rng(0)
+    images = numbers.normal(size=(batch_size, image_size, image_size, 3)).astype(np.float32)
+    labels = numbers.integers(1000, size=batch_size)
+    turns: dict[str, Turn] = {}
+    failed: dict[str, str] = {}
+    for name, build in contestants(framework, model, images, labels):
+        try:
+            turn = build()
+            for _ in range(WARM_UP):
+                turn()
+        except Exception as error:  # a lever that does not work on this machine is a row of the table, too
+            if name not in LANES or name == "default":
+                raise
+            failed[name] = f"{type(error).__name__}: {str(error).strip().partition(chr(10))[0]}"
+        else:
+            turns[name] = turn
+    seconds: dict[str, list[float]] = {name: [] for name in turns}
+    order, shuffle = list(turns), random.Random(0)
+    for _ in range(rounds):
+        shuffle.shuffle(order)
+        for name in order:
+            started = time.perf_counter()
+            turns[name]()
+            seconds[name].append(time.perf_counter() - started)
+    return {"seconds": seconds, "failed": failed, "stock_macs": stock_macs(framework, model, image_size)}
+
+
+def stock_macs(framework: str, model: str, image_size: int) -> int:
+    """Multiply-adds of the stock model's forward pass for one image. keras.applications' ResNet50 has its strides on the 1x1."""
+    if framework != "tensorflow":
+        return cost(catalog.get_spec(model, image_size=image_size)).macs
+    native = _keras_resnet50(model, image_size)
+    kernels = [layer for layer in native.layers if hasattr(layer, "kernel")]
+    return sum(int(np.prod(layer.output.shape[1:-1], dtype=int)) * int(np.prod(layer.kernel.shape)) for layer in kernels)
+
+
+def as_rows(
+    framework: str, model: str, settings: dict[str, int], measured: dict[str, Any], command: str
+) -> dict[str, list[dict[str, Any]]]:
+    """The rows of the record: ratios of the lanes, time outside the kernels, and raw samples."""
+    seconds = measured["seconds"]
+    common = {"framework": framework, "model": model, **settings, "command": command, "code_sha256": code_hash()}
+    levers = {name: _levers(framework, execution) for name, execution in LANES.items()}
+    rows = []
+    for name in [*LANES]:
+        row = {**common, "lane": name, "against": AGAINST[framework].format(model=model), "levers": levers[name]}
+        if name in seconds:
+            ratio, interval = paired_interval(seconds["stock"], seconds[name])
+            speed = settings["batch_size"] / float(np.median(seconds[name]))
+            rows.append({**row, "ratio": ratio, "interval": interval, "images_per_second": speed, "n": len(seconds[name])})
+        elif name in measured["failed"]:
+            reason = measured["failed"][name]
+            rows.append({**row, "ratio": None, "interval": None, "images_per_second": None, "n": 0, "reason": reason})
+    macs = {"macs": cost(catalog.get_spec(model, image_size=settings["image_size"])).macs, "stock_macs": measured["stock_macs"]}
+    share, interval = paired_interval(seconds["bare"], seconds["default"])
+    outside = {**common, "share": 1.0 - share, "interval": (1.0 - interval[1], 1.0 - interval[0]), "n": len(seconds["bare"])}
+    return {"rows": [{**row, **macs} for row in rows], "outside": [outside], "raw": [{**common, "seconds": seconds}]}
+
+
+def _levers(framework: str, execution: Execution) -> list[str]:
+    return [TUNED[framework]] * execution.tuned + [COMPILED.get(framework, "")] * execution.compile
+
+
+def merged(path: Path, new: dict[str, list[dict[str, Any]]]) -> dict[str, list[dict[str, Any]]]:
+    """What the file holds of other frameworks and models, and the new rows."""
+    held = json.loads(path.read_text()) if path.exists() else {}
+    fresh = {(row["framework"], row["model"]) for row in new["raw"]}
+    return {part: [row for row in held.get(part, []) if (row["framework"], row["model"]) not in fresh] + rows for part, rows in new.items()}
+
+
+def in_process(framework: str, model: str, settings: dict[str, int]) -> dict[str, Any]:
+    """`measure` in a fresh process of its own."""
+    given = [text for name, value in settings.items() for text in (f"--{name.replace('_', '-')}", str(value))]
+    command = [sys.executable, __file__, "--worker", "--framework", framework, "--model", model, *given]
+    quiet = {**os.environ, "KERAS_BACKEND": "tensorflow", "TF_CPP_MIN_LOG_LEVEL": "3"}
+    done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True, env=quiet)
+    result: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
+    return result
+
+
+def arguments() -> argparse.Namespace:
+    """The command line."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
+    parser.add_argument("--framework", action="append", choices=list(contract.FRAMEWORKS), help="All that are installed, without it.")
+    parser.add_argument("--model", action="append", choices=["resnet18", "resnet50"])
+    parser.add_argument("--batch-size", type=int, default=16)
+    parser.add_argument("--image-size", type=int, default=96)
+    parser.add_argument("--rounds", type=int, default=20)
+    parser.add_argument("--out", type=Path, default=RESULTS / "speed" / "step.json")
+    parser.add_argument("--worker", action="store_true", help=argparse.SUPPRESS)
+    return parser.parse_args()
+
+
+def main() -> None:
+    """Measure every framework and model asked for, one process after the other, and write the record."""
+    given = arguments()
+    settings = {"batch_size": given.batch_size, "image_size": given.image_size}
+    if given.worker:
+        sys.stdout.write(json.dumps(measure(given.framework[0], given.model[0], **settings, rounds=given.rounds)) + "\n")
+        return
+    for framework in given.framework or contract.installed():
+        for model in given.model or MODELS[framework]:
+            measured = in_process(framework, model, {**settings, "rounds": given.rounds})
+            command = (
+                f"benchmarks/step_speed.py --framework {framework} --model {model} --batch-size {given.batch_size} "
+                f"--image-size {given.image_size} --rounds {given.rounds}"
+            )
+            new = as_rows(framework, model, settings, measured, command)
+            write_json(given.out, {**head("benchmarks/step_speed.py"), **merged(given.out, new)})
+            for row in new["rows"]:
+                sys.stderr.write(f"{framework} {model} {row['lane']}: {row['ratio']} {row['interval']} {row.get('reason', '')}\n")
+            sys.stderr.write(f"{framework} {model} outside the kernels: {new['outside'][0]['share']} {new['outside'][0]['interval']}\n")
+
+
+if __name__ == "__main__":
+    main()
