@@ -15,7 +15,7 @@ import jax
 import jax.numpy as jnp
 
 from triptych.core.spec import BlockSpec, ResNetSpec
-from triptych.in_jax.layers import BatchNorm, Conv, Dense, GlobalAveragePool, MaxPool, PadShortcut, ReLU
+from triptych.in_jax.layers import BatchNorm, Conv, Dense, GlobalAveragePool, MaxPool, PadShortcut, ReLU, fast_convolution
 
 
 class Projection(nn.Module):
@@ -102,19 +102,20 @@ class ResNet(nn.Module):
     """The network a `ResNetSpec` describes. `train=True` normalizes by batch statistics and updates `batch_stats`.
 
     `dtype` is that of convolutions and products, by default the parameters'. With `remat` the backward pass computes each residual
-    block's activations again, which changes no name and no result but for rounding.
+    block's activations again; `tuned` convolutions are `fast_convolution`s. Neither changes a name, nor a result but for rounding.
     """
 
     spec: ResNetSpec
     param_dtype: Any = jnp.float32
     dtype: Any = None
     remat: bool = False
+    tuned: bool = False
 
     @nn.compact
     def __call__(self, x: jax.Array, *, train: bool = False) -> jax.Array:
         """(N, H, W, in_channels) -> (N, num_classes) logits."""
         spec, stem, kinds = self.spec, self.spec.stem, {"dtype": self.dtype, "param_dtype": self.param_dtype}
-        conv = functools.partial(Conv, **kinds)
+        conv = functools.partial(Conv, **kinds, conv_general_dilated=fast_convolution if self.tuned else None)
         norm = functools.partial(BatchNorm, spec.batch_norm.epsilon, spec.batch_norm.momentum, self.param_dtype)
         x = conv(stem.width, (stem.kernel, stem.kernel), strides=stem.stride, padding=stem.padding, name="conv1")(x)
         x = norm(name="bn1")(x, use_running_average=not train)

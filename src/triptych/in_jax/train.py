@@ -148,11 +148,11 @@ def dropout_key(seed: int, step: int) -> jax.Array:
     return jax.random.fold_in(jax.random.key(seed % 2**32, impl="threefry2x32"), step)
 
 
-def executed(module: nn.Module, recipe: Recipe) -> nn.Module:
-    """The module as the recipe wants it while training; of the same names and variables."""
+def executed(module: nn.Module, recipe: Recipe, execution: Execution = DEFAULT_EXECUTION) -> nn.Module:
+    """The module as the recipe and its execution want it while training; of the same names and variables."""
     changes: dict[str, Any] = {"dtype": jnp.dtype(recipe.mixed_precision)} if recipe.mixed_precision else {}
     if isinstance(module, ResNet):
-        changes |= {"remat": recipe.remat}
+        changes |= {"remat": recipe.remat, "tuned": execution.tuned}
     return module.clone(**changes) if changes else module
 
 
@@ -173,7 +173,8 @@ class Trainer:
     """One recipe on one model; fulfils `core.contract.Trainer`. Dropout is active in `step` alone.
 
     The weights live in the model, so that `model.predict` sees them move. Their buffers are donated to each update. JAX knows no other
-    way to run than compiled, so `execution.compile` changes nothing.
+    way to run than compiled, so `execution.compile` changes nothing; `execution.tuned` takes `layers.fast_convolution`, in
+    residual networks and while training.
     """
 
     def __init__(self, model: Model, recipe: Recipe, execution: Execution = DEFAULT_EXECUTION) -> None:
@@ -182,7 +183,7 @@ class Trainer:
         self._step_count, self._good_steps = 0, 0
         self._loss_scale = recipe.loss_scaling.initial if recipe.loss_scaling else None
         moves, decayed = masks(recipe, model.spec)
-        module = executed(model.module, recipe)
+        module = executed(model.module, recipe, execution)
         self._gradients = jax.jit(functools.partial(loss_and_gradients, module, recipe, moves), static_argnames="interceptions")
         self._accumulate = jax.jit(accumulate, donate_argnums=0)
         # A lambda, so that `advance` is looked up when it is traced.
