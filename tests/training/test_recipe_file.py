@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import typing
 from pathlib import Path
@@ -15,7 +16,7 @@ from triptych.core.errors import InputRefused, UsageError
 from triptych.core.preprocess import ColorJitter, RandomErasing, RandomResizedCrop, Transforms
 from triptych.core.recipe import AdamW, Clip, LossScaling
 from triptych.training import recipe_file
-from triptych.training.job import Job, Limits
+from triptych.training.job import Intervals, Job, Limits, Watch
 
 SMALLEST = "model: mlp\nglobal_batch_size: 32\nepochs: 2\noptimizer: {learning_rate: 0.1}\n"
 
@@ -57,6 +58,7 @@ loader: {workers: 2, cache: memory}
 execution: {compile: true}
 intervals: {evaluate: 5}
 limits: {seconds: 60}
+watch: {images: 2, histograms: true, profile_steps: 3}
 """
     )
     job = recipe_file.loads(text).job(100)
@@ -71,6 +73,20 @@ limits: {seconds: 60}
     assert (job.loader.workers, job.loader.cache, job.execution.compile) == (2, "memory", True)
     assert (job.intervals.evaluate, job.limits, job.uneven) == (5, Limits(seconds=60), "pad")
     assert recipe.seed == 3
+    assert job.watch == Watch(True, 2, True, 3)
+
+
+def test_a_job_of_an_earlier_version_is_read() -> None:
+    job = recipe_file.loads(SMALLEST).job(100)
+    earlier = {key: value for key, value in job.to_json().items() if key != "watch"}
+    assert Job.from_json(earlier) == job
+
+
+def test_a_job_refuses_a_number_out_of_its_range() -> None:
+    """Also without a recipe file."""
+    job = recipe_file.loads(SMALLEST).job(100)
+    with pytest.raises(UsageError, match=r"intervals\.keep_last=0 is out of range; it must be 1 or more"):
+        dataclasses.replace(job, intervals=Intervals(keep_last=0))
 
 
 @pytest.mark.parametrize(
@@ -103,6 +119,31 @@ def test_image_sizes_become_first_steps() -> None:
         ("model=resnet5", "unknown model 'resnet5'"),
         ("fine_tune.new_head=true", "keeps the rest of a checkpoint: name it"),
         ("steps=4", "told by one of epochs, steps and progressive; given: epochs, steps"),
+        *(
+            (f"{name}={value}", f"{name}={value} is out of range; it must be ")
+            for name, values in (
+                ("intervals.evaluate", (0, -1)),
+                ("intervals.checkpoint", (0,)),
+                ("intervals.keep_last", (0,)),
+                ("intervals.keep_best", (-1,)),
+                ("limits.steps", (0,)),
+                ("limits.seconds", (0.0, -1.0)),
+                ("limits.batches", (0,)),
+                ("limits.overfit_batches", (-2,)),
+                ("loader.workers", (-1,)),
+                ("loader.prefetch", (0,)),
+                ("watch.images", (-1,)),
+                ("watch.profile_steps", (0,)),
+                ("loss_scaling.interval", (0,)),
+                ("loss_scaling.initial", (0.0,)),
+                ("loss_scaling.growth", (1.0,)),
+                ("loss_scaling.backoff", (1.0, 0.0)),
+            )
+            for value in values
+        ),
+        ("limits.seconds=.nan", "limits.seconds=nan is out of range; it must be above 0"),
+        ("loader.cache=''", "loader.cache='' is neither 'memory' nor the path of a file"),
+        ("watch.image=3", "unknown key 'watch.image'; did you mean 'watch.images'"),
         ("global_batch_size=101", "global_batch_size=101 is more than the 100 training images"),
     ],
 )

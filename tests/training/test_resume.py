@@ -26,7 +26,8 @@ from triptych.core.recipe import SGD, AdamW, Clip, LossScaling, Recipe, Schedule
 from triptych.training import checkpoints
 from triptych.training.checkpoints import Checkpoints, newest, written
 from triptych.training.job import Intervals, Job, Limits
-from triptych.training.loop import read_metrics, train
+from triptych.training.loop import train
+from triptych.training.records import read_metrics
 
 FRAMEWORKS = contract.installed()
 # Everything that has a state of its own: momentum, average, loss scale, micro-batches, mixed images, a moving rate.
@@ -143,7 +144,7 @@ def test_asked_to_stop_it_finishes_the_step_and_saves(tmp_path: Path) -> None:
     seen: list[int] = []
     job = dataclasses.replace(JOB, intervals=Intervals())
     with pytest.raises(Interrupted, match="stopped after step 3 of 8; the state is saved") as stopped:
-        train(job, FRAMEWORKS[0], tmp_path, lambda step, *_: seen.append(step), stopping=lambda: len(seen) == 3)
+        train(job, FRAMEWORKS[0], tmp_path, lambda told: seen.append(told["step"]), stopping=lambda: len(seen) == 3)
     assert stopped.value.exit_code == 9
     found = newest(tmp_path)
     assert found is not None

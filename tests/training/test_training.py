@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import json
 from pathlib import Path
@@ -20,8 +21,9 @@ from triptych.core.errors import StorageError, UsageError
 from triptych.core.preprocess import ColorJitter, RandomErasing, RandomResizedCrop, Transforms
 from triptych.core.recipe import SGD, AdamW, Clip, LossScaling, Recipe, Schedule
 from triptych.data import Source, open_source
-from triptych.training.job import Intervals, Job, Limits, describe, standard_recipe
+from triptych.training.job import Intervals, Job, Limits, Watch, describe, standard_recipe
 from triptych.training.loop import train
+from triptych.training.records import Metrics
 from triptych.training.worker import run_worker
 
 FRAMEWORKS = contract.installed()
@@ -55,6 +57,7 @@ def colored(classes: int, size: int, channels: int, name: str = "folder") -> Sou
             loader=Loader(2),
             intervals=Intervals(evaluate=3),
             limits=Limits(batches=2),
+            watch=Watch(histograms=True, profile_steps=2),
         ),
     ],
 )
@@ -71,7 +74,7 @@ def test_the_hash_changes_with_every_field() -> None:
         "model": "resnet20", "data": "elsewhere", "recipe": dataclasses.replace(RECIPE, seed=1), "steps": 4, "precision": "float32",
         "device": "cuda", "options": {}, "perturbation": 0, "keep_sketches": False, "transforms": Transforms(flip=0.5), "uneven": "pad",
         "progressive": ((0, 16),), "start_from": "elsewhere", "new_head": True, "execution": Execution(tuned=True),
-        "loader": Loader(workers=1), "intervals": Intervals(evaluate=2), "limits": Limits(steps=2),
+        "loader": Loader(workers=1), "intervals": Intervals(evaluate=2), "limits": Limits(steps=2), "watch": Watch(images=0),
     }  # fmt: skip
     assert set(changes) == {field.name for field in dataclasses.fields(Job)}
     hashes = {dataclasses.replace(JOB, **{name: value}).sha256() for name, value in changes.items()}
@@ -143,7 +146,11 @@ def test_a_run_leaves_metrics_result_and_checkpoint(framework: str, runs: dict[s
     assert (stored["framework"], stored["train_images"], stored["test_images"]) == (framework, 899, 898)
     assert stored["test_accuracy"] == stored["correct"] / 898
     assert Job.from_json(stored["job"]).sha256() == JOB.sha256()
-    assert {path.name for path in out.iterdir()} == {"metrics.jsonl", "result.json", "checkpoint", "sketches.safetensors"}
+    assert {path.name for path in out.iterdir()} == {"metrics.jsonl", "result.json", "checkpoint", "sketches.safetensors", "tensorboard"}
+    assert stored["images_per_second"] > 0
+    assert 0.0 <= stored["data_wait"] < 1.0
+    assert stored["peak_memory_bytes"] > 2**20
+    assert stored["notes"] == []
 
 
 @pytest.mark.parametrize("framework", FRAMEWORKS)
@@ -171,9 +178,64 @@ def test_a_perturbed_run_starts_one_ulp_away(tmp_path: Path, runs: dict[str, tup
 
 
 def test_progress_is_reported_step_by_step(tmp_path: Path) -> None:
-    seen: list[tuple[int, int]] = []
-    train(dataclasses.replace(JOB, steps=2), FRAMEWORKS[0], tmp_path / "run", lambda step, steps, loss: seen.append((step, steps)))
-    assert seen == [(1, 2), (2, 2)]
+    seen: list[dict[str, Any]] = []
+    result = train(dataclasses.replace(JOB, steps=2), FRAMEWORKS[0], tmp_path / "run", seen.append)
+    assert [(told["step"], told["steps"]) for told in seen] == [(1, 2), (2, 2)]
+    assert [told["loss"] for told in seen] == result["losses"]
+    assert all(told["images_per_second"] > 0 and 0 <= told["data_wait"] < 1 for told in seen)
+    assert seen[0]["seconds_left"] > seen[1]["seconds_left"] == 0
+
+
+@pytest.mark.parametrize("framework", FRAMEWORKS)
+def test_one_model_serves_all_evaluations(framework: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its weights are those of the step: the last evaluation is that of the trained model, the ones before are others."""
+    room, made = contract.load(framework), []
+    create = room.create_model
+    monkeypatch.setattr(room, "create_model", lambda *args, **kwargs: made.append(create(*args, **kwargs)) or made[-1])
+    result = train(dataclasses.replace(JOB, intervals=Intervals(evaluate=1)), framework, tmp_path / "run")
+    assert len(made) == 2  # one is trained
+    losses = [row["loss"] for row in result["evaluations"]]
+    assert losses[-1] == result["test_loss"]
+    assert len(set(losses)) == 3
+
+
+def test_sketches_are_not_half_kept(tmp_path: Path) -> None:
+    job = dataclasses.replace(JOB, intervals=Intervals(checkpoint=1))
+    train(dataclasses.replace(job, limits=Limits(steps=2)), FRAMEWORKS[0], tmp_path / "run")
+    with pytest.raises(UsageError, match="a resumed run would lack its first steps; train anew"):
+        train(job, FRAMEWORKS[0], tmp_path / "run", resume="auto")
+
+
+@pytest.mark.parametrize("name", ["metrics.jsonl", "result.json", "tensorboard", "sketches.safetensors"])
+def test_what_cannot_be_written_is_a_storage_error(name: str, tmp_path: Path) -> None:
+    """A folder stands where the file should go, or a file where the folder should."""
+    if name == "tensorboard":
+        (tmp_path / name).write_text("")
+    else:
+        (tmp_path / name / "something").mkdir(parents=True)
+    with pytest.raises(
+        StorageError, match=f"cannot write .*{name}.*: (is a directory|file exists|not a directory).*--resume auto"
+    ) as refused:
+        train(JOB, FRAMEWORKS[0], tmp_path)
+    assert refused.value.exit_code == 10
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="a device that is always full is Linux's")
+def test_a_full_disk_is_a_storage_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with Metrics(tmp_path / "metrics.jsonl", []) as metrics:
+        pass
+    full = open("/dev/full", "w", buffering=1)  # noqa: SIM115
+    monkeypatch.setattr(metrics, "_file", full)
+    with pytest.raises(StorageError, match="no space left on device; make room"):
+        metrics.write({"step": 0})
+    with contextlib.suppress(OSError):
+        full.close()
+
+
+def test_a_worker_that_cannot_write_says_so(tmp_path: Path) -> None:
+    (tmp_path / "run").write_text("a file")
+    with pytest.raises(StorageError, match="cannot write"):
+        run_worker(JOB, FRAMEWORKS[0], tmp_path / "run")
 
 
 def test_a_run_that_cannot_fit_is_refused_before_the_first_step(tmp_path: Path) -> None:
@@ -188,9 +250,11 @@ def test_a_run_that_cannot_fit_is_refused_before_the_first_step(tmp_path: Path) 
 
 def test_a_worker_is_a_process_of_its_own(tmp_path: Path) -> None:
     lines: list[str] = []
+    told: list[dict[str, Any]] = []
     job = dataclasses.replace(JOB, steps=1, precision="float32")
-    result = run_worker(job, FRAMEWORKS[0], tmp_path / "run", lines.append)
+    result = run_worker(job, FRAMEWORKS[0], tmp_path / "run", lines.append, watching=told.append)
     assert len(result["losses"]) == 1
+    assert [(each["step"], each["steps"], each["loss"]) for each in told] == [(1, 1, result["losses"][0])]
     assert lines == [f"{FRAMEWORKS[0]}: step 1 of 1, loss {result['losses'][0]:.4f}"]
     with pytest.raises(StorageError, match=f"training in {FRAMEWORKS[0]}: cannot write .*exists already"):
         run_worker(job, FRAMEWORKS[0], tmp_path / "run")

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
+from datetime import timedelta
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -55,11 +58,13 @@ def train_command(
 ) -> None:  # fmt: skip
     """Train RECIPE (a shipped recipe, a .yaml file, or a model by the standard recipe given in options).
 
-    Saves a canonical checkpoint, metrics.jsonl and result.json for each framework under --out. Exit code 9: stopped, and the state saved.
+    Saves a canonical checkpoint, metrics.jsonl, TensorBoard events and result.json for each framework under --out. Exit code 9: stopped,
+    and the state saved; 10: something could not be written.
     """
-    from triptych.cli.progress import status
+    from triptych.cli.progress import training
     from triptych.evaluation import chosen_frameworks
     from triptych.training import recipe_file
+    from triptych.training.records import storing, write_whole
     from triptych.training.worker import run_worker
 
     frameworks = chosen_frameworks(framework)
@@ -79,15 +84,31 @@ def train_command(
         emit(job.to_json(), as_json, f"{text}# {job.steps} steps in {', '.join(frameworks)}; nothing was trained")
         return
     if parsed is not None:
-        out.mkdir(parents=True, exist_ok=True)
-        (out / "recipe.yaml").write_text(parsed.resolved())
-    with status("starting") as show:
-        results = [run_worker(job, name, out, show, resume=resume) for name in frameworks]
-    lines = [
-        f"{r['framework']:<12}test accuracy {r['test_accuracy']:.2%}  {r['seconds']:.0f} s  {out / r['framework'] / 'checkpoint'}"
+        with storing(out):
+            out.mkdir(parents=True, exist_ok=True)
+        write_whole(out / "recipe.yaml", parsed.resolved())
+    with training(frameworks) as show:
+        results = [run_worker(job, name, out, resume=resume, watching=partial(show, name)) for name in frameworks]
+    emit(results, as_json, summary(results, out))
+
+
+def summary(results: Sequence[Mapping[str, Any]], out: Path) -> str:
+    """How the runs ended, as a table, and where things lie."""
+    heads = ("framework", "test accuracy", "test loss", "time", "images/s", "data wait", "peak memory")
+    rows = [
+        (
+            r["framework"], f"{r['test_accuracy']:.2%}", f"{r['test_loss']:.4f}", str(timedelta(seconds=round(r["seconds"]))),
+            f"{r['images_per_second']:.0f}", f"{r['data_wait']:.1%}", f"{r['peak_memory_bytes'] / 2**30:.2f} GiB",
+        )
         for r in results
-    ]
-    emit(results, as_json, "\n".join(lines))
+    ]  # fmt: skip
+    widths = [max(map(len, column)) for column in zip(heads, *rows, strict=True)]
+    lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in (heads, *rows)]
+    lines += [f"{r['framework']}: {note}" for r in results for note in r["notes"]]
+    lines += [f"{r['framework']}: {out / r['framework'] / 'checkpoint'}, metrics.jsonl and result.json beside it" for r in results]
+    if any(r["job"]["watch"]["tensorboard"] for r in results):
+        lines.append(f"curves: tensorboard --logdir {out}")
+    return "\n".join(lines)
 
 
 def _from_recipe(name: str, overrides: tuple[str, ...], data: str | None, device: str | None, seed: int | None) -> tuple[Any, Job]:

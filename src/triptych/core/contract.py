@@ -19,6 +19,7 @@ from triptych.core.errors import FrameworkMissing, UsageError
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
+    from pathlib import Path
 
     import numpy as np
 
@@ -99,7 +100,7 @@ class Execution:
     """How a recipe is executed, not what it computes: results are equal to rounding.
 
     `compile` is the framework's compiler where it is not the only way (torch.compile; XLA in TensorFlow); `tuned` the levers that
-    measured faster in this room: channels-last in PyTorch, a fused BatchNorm in TensorFlow; none in JAX yet.
+    measured faster in this room: channels-last in PyTorch, a fused BatchNorm in TensorFlow, faster gradients of convolutions in JAX.
     """
 
     compile: bool = False
@@ -249,6 +250,10 @@ class Room(Protocol):
 
     def preprocess(self, image: np.ndarray, preprocessing: Preprocessing) -> np.ndarray:
         """(H, W, C) uint8 -> (crop, crop, C) float32, resized, cropped and normalized natively."""
+        ...
+
+    def profile(self, directory: Path) -> contextlib.AbstractContextManager[None]:
+        """While open, the framework's own profiler traces what runs; the trace is written under `directory`, for TensorBoard."""
         ...
 
     def versions(self) -> dict[str, str]:

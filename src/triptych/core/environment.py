@@ -53,6 +53,7 @@ SIMD = {
     "avx512": ("avx512f",),
     "avx512_vnni": ("avx512_vnni",),
     "bf16": ("avx512_bf16", "amx_bf16", "bf16"),
+    "fp16": ("avx512_fp16", "amx_fp16", "asimdhp"),
     "amx": ("amx_tile",),
     "neon": ("asimd",),
 }

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib.metadata
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from pathlib import Path
 
+import jax
 import numpy as np
 
 from triptych.core.spec import Spec
@@ -19,9 +22,19 @@ def create_model(spec: Spec, weights: Mapping[str, np.ndarray], *, precision: st
     return Model(spec, weights, precision, device)
 
 
+@contextlib.contextmanager
+def profile(directory: Path) -> Iterator[None]:
+    """Trace what runs while open: `directory/plugins/profile/`, for TensorBoard's profiler, and there for ui.perfetto.dev."""
+    with jax.profiler.trace(str(directory), create_perfetto_trace=True):
+        yield
+
+
 def versions() -> dict[str, str]:
     """Versions of the libraries under this room."""
     return {name: importlib.metadata.version(name) for name in ("jax", "jaxlib", "flax", "optax", "pillow")}
 
 
-__all__ = ["PLANTINGS", "Model", "Trainer", "batches", "create_model", "create_trainer", "decode", "preprocess", "resize", "versions"]
+__all__ = [
+    "PLANTINGS", "Model", "Trainer", "batches", "create_model", "create_trainer", "decode", "preprocess", "profile",
+    "resize", "versions",
+]  # fmt: skip

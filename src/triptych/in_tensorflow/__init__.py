@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Iterator
+from pathlib import Path
+
 import keras
 import tensorflow as tf
 
@@ -11,9 +15,16 @@ from triptych.in_tensorflow.model import create_model
 from triptych.in_tensorflow.train import create_trainer
 
 
+@contextlib.contextmanager
+def profile(directory: Path) -> Iterator[None]:
+    """Trace what runs while open: `directory/plugins/profile/`, which TensorBoard's profiler shows."""
+    with tf.profiler.experimental.Profile(str(directory)):
+        yield
+
+
 def versions() -> dict[str, str]:
     """Versions of the libraries under this room."""
     return {"tensorflow": tf.__version__, "keras": keras.__version__}
 
 
-__all__ = ["PLANTINGS", "batches", "create_model", "create_trainer", "decode", "preprocess", "resize", "versions"]
+__all__ = ["PLANTINGS", "batches", "create_model", "create_trainer", "decode", "preprocess", "profile", "resize", "versions"]

@@ -5,7 +5,8 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
-from collections.abc import Mapping
+import math
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -14,7 +15,7 @@ from triptych.core import catalog, recipe
 from triptych.core.contract import DEFAULT_EXECUTION, DEFAULT_LOADER, Execution, Loader
 from triptych.core.errors import UsageError
 from triptych.core.preprocess import NO_TRANSFORMS, ColorJitter, RandomErasing, RandomResizedCrop, Transforms
-from triptych.core.recipe import SGD, Recipe, Schedule
+from triptych.core.recipe import SGD, LossScaling, Recipe, Schedule
 from triptych.core.spec import Spec
 from triptych.data import Source, open_source
 
@@ -40,7 +41,49 @@ class Limits:
     overfit_batches: int | None = None
 
 
-DEFAULT_INTERVALS, NO_LIMITS = Intervals(), Limits()
+@dataclass(frozen=True, slots=True)
+class Watch:
+    """What a run writes to be looked at: TensorBoard's event files with scalars and the first `images` images as the model gets them.
+
+    `histograms` adds every weight's at each evaluation; `profile_steps` a trace by the framework's own profiler of so many early steps.
+    """
+
+    tensorboard: bool = True
+    images: int = 8
+    histograms: bool = False
+    profile_steps: int | None = None
+
+
+DEFAULT_INTERVALS, NO_LIMITS, DEFAULT_WATCH = Intervals(), Limits(), Watch()
+
+
+def check_parts(intervals: Intervals, limits: Limits, loader: Loader, watch: Watch, scaling: LossScaling | None) -> None:
+    """UsageError, naming the value as a recipe names it, for one out of its range."""
+    for name, value, allowed, fits in _ranges(intervals, limits, loader, watch, scaling or LossScaling()):
+        if value is not None and not (fits and math.isfinite(value)):
+            raise UsageError(f"{name}={value!r} is out of range; it must be {allowed}")
+    if loader.cache is not None and not loader.cache.strip():
+        raise UsageError(f"loader.cache={loader.cache!r} is neither 'memory' nor the path of a file; leave it out for no cache")
+
+
+def _ranges(
+    intervals: Intervals, limits: Limits, loader: Loader, watch: Watch, scaling: LossScaling
+) -> Iterator[tuple[str, float | None, str, bool]]:
+    """(name, value, what is allowed, whether it is) of every number."""
+    least: list[tuple[str, float | None, int]] = [
+        ("intervals.evaluate", intervals.evaluate, 1), ("intervals.checkpoint", intervals.checkpoint, 1),
+        ("intervals.keep_last", intervals.keep_last, 1), ("intervals.keep_best", intervals.keep_best, 0),
+        ("limits.steps", limits.steps, 1), ("limits.batches", limits.batches, 1), ("limits.overfit_batches", limits.overfit_batches, 1),
+        ("loader.workers", loader.workers, 0), ("loader.prefetch", loader.prefetch, 1),
+        ("watch.images", watch.images, 0), ("watch.profile_steps", watch.profile_steps, 1),
+        ("loss_scaling.interval", scaling.interval, 1),
+    ]  # fmt: skip
+    for name, value, smallest in least:
+        yield name, value, f"{smallest} or more", value is None or value >= smallest
+    yield "limits.seconds", limits.seconds, "above 0", limits.seconds is None or limits.seconds > 0
+    yield "loss_scaling.initial", scaling.initial, "above 0", scaling.initial > 0
+    yield "loss_scaling.growth", scaling.growth, "above 1", scaling.growth > 1
+    yield "loss_scaling.backoff", scaling.backoff, "between 0 and 1, exclusive", 0 < scaling.backoff < 1
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,7 +92,7 @@ class Job:
 
     `precision` is that of the weights; `recipe.mixed_precision` that of products. `progressive` is ((first step, image size), ...):
     the run changes to that size at that step. `start_from` is a checkpoint to fine-tune; with `new_head` all of it but the classifier.
-    `perturbation` moves the initial weights by one unit in the last place (None: not).
+    `perturbation` moves the initial weights by one unit in the last place (None: not). Raises UsageError for a number out of its range.
     """
 
     model: str
@@ -70,6 +113,10 @@ class Job:
     limits: Limits = NO_LIMITS
     perturbation: int | None = None
     keep_sketches: bool = False
+    watch: Watch = DEFAULT_WATCH
+
+    def __post_init__(self) -> None:
+        check_parts(self.intervals, self.limits, self.loader, self.watch, self.recipe.loss_scaling)
 
     def spec(self, source: Source) -> Spec:
         """The model's spec with the data's classes, channels and size, unless `options` says otherwise.
@@ -118,7 +165,7 @@ class Job:
 
 
 _PARTS: dict[str, Any] = {
-    "transforms": Transforms, "execution": Execution, "loader": Loader, "intervals": Intervals, "limits": Limits,
+    "transforms": Transforms, "execution": Execution, "loader": Loader, "intervals": Intervals, "limits": Limits, "watch": Watch,
     "random_resized_crop": RandomResizedCrop, "jitter": ColorJitter, "erasing": RandomErasing,
 }  # fmt: skip
 

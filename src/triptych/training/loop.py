@@ -2,34 +2,38 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import json
 import math
 import time
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, TextIO
+from typing import Any
 
 import numpy as np
-from safetensors.numpy import save_file
 
-from triptych.core import catalog, checkpoint, contract, environment, initialize, recipe
+from triptych.core import catalog, checkpoint, contract, environment, initialize, recipe, tensor_file
 from triptych.core.contract import Model, Trainer, TrainingState
 from triptych.core.difference import sketch
-from triptych.core.errors import InputRefused, Interrupted, TriptychError, UsageError
+from triptych.core.errors import InputRefused, Interrupted, StorageError, UsageError
 from triptych.core.initialize import Weights
 from triptych.core.preprocess import NO_TRANSFORMS
 from triptych.core.sampling import SamplingPlan, in_order
 from triptych.core.spec import Spec
 from triptych.data import Source
+from triptych.training import guards
 from triptych.training.checkpoints import Checkpoints, Resumed, differences, load, newest
 from triptych.training.job import Job
+from triptych.training.pace import Pace
+from triptych.training.records import METRICS, read_metrics, storing, write_whole
+from triptych.training.watch import Watcher
 
 PREDICT_BATCH = 256
-METRICS = "metrics.jsonl"
-Progress = Callable[[int, int, float], None]
+Progress = Callable[[dict[str, Any]], None]
+"""Is told after each step: step (steps done), steps, loss, images_per_second, data_wait (share), seconds_left; or a `note`."""
 
 
 @dataclass(slots=True)
@@ -49,8 +53,12 @@ class Run:
     losses: list[float] = field(default_factory=list)
     evaluations: list[dict[str, Any]] = field(default_factory=list)
     sketches: Weights = field(default_factory=dict)
+    notes: list[str] = field(default_factory=list)
     stopped: str | None = None
-    began: float = field(default_factory=time.perf_counter)
+    judge: Model | None = None
+    pace: Pace = field(default_factory=Pace)
+    before: float = 0.0
+    """Seconds that the steps before this start took, when the run goes on from a checkpoint."""
 
     def plan(self, image_size: int) -> SamplingPlan:
         """The sampling plan at one image size; the order and the random numbers of samples are the same at all."""
@@ -72,18 +80,39 @@ class Run:
             reductions = recipe.plateau_reductions(schedule, [row["loss"] for row in self.evaluations])
         return recipe.learning_rate(schedule, step, reductions)
 
+    def judged(self, weights: Mapping[str, np.ndarray]) -> dict[str, Any]:
+        """How these weights do on the test images; one model serves all evaluations, at the run's own image size."""
+        if self.judge is None:
+            self.judge = self.room.create_model(self.spec, weights, precision=self.job.precision, device=self.job.device)
+        else:
+            self.judge.load_weights(weights)
+        found = evaluate(self.judge, self.room, self.test)
+        return {**found, "accuracy": found["correct"] / len(self.test)}
+
+    def seconds(self) -> float:
+        """What the run has taken, evaluations included; of earlier starts the part that was not lost."""
+        return self.before + time.perf_counter() - self.pace.began
+
+    def note(self, watcher: Watcher, step: int, text: str | None) -> None:
+        """Say something that the user should know, and keep it in metrics and result."""
+        if text is not None:
+            self.notes.append(text)
+            watcher.note(step, text)
+            self.progress({"note": text})
+
 
 def train(
-    job: Job, framework: str, out: Path, progress: Progress = lambda step, steps, loss: None, *, resume: str = "never",
+    job: Job, framework: str, out: Path, progress: Progress = lambda told: None, *, resume: str = "never",
     stopping: Callable[[], bool] = lambda: False,
 ) -> dict[str, Any]:  # fmt: skip
-    """Train, evaluate on the test split, save `checkpoint/`, `metrics.jsonl` and `result.json` into `out`; returns the result.
+    """Train, evaluate on the test split, save checkpoint, metrics, TensorBoard events and `result.json` into `out`; returns the result.
 
     `resume` is "never", "auto" (go on from the newest good checkpoint in `out`, whichever framework wrote it; from the start when there is
     none) or the path of a checkpoint. When `stopping()` says so, the step is finished, the state saved, and Interrupted raised.
-    Raises UsageError or InputRefused before the first step when model and data do not fit.
+    Raises UsageError or InputRefused before the first step when model and data do not fit, StorageError when something cannot be written.
     """
-    out.mkdir(parents=True, exist_ok=True)
+    with storing(out):
+        out.mkdir(parents=True, exist_ok=True)
     source, test = job.source("train"), job.source("test")
     spec = job.spec(source)
     room = contract.load(framework)
@@ -92,27 +121,30 @@ def train(
         job, framework, room, spec, in_memory(source, spec.in_channels), in_memory(test, spec.in_channels), out,
         Checkpoints(out, source.classes, keep_last=job.intervals.keep_last, keep_best=job.intervals.keep_best), progress, stopping,
     )  # fmt: skip
-    started = time.perf_counter()
-    try:
-        final = _steps(run, _resumed(run, resume))
-    finally:
-        run.checkpoints.close()
-    seconds = time.perf_counter() - started
-    # The moving average, when there is one, is the trained model; a training state belongs beside the weights it goes on from.
-    weights, state = (final.ema, None) if final.ema else (final.weights, final)
-    judged = evaluate(room.create_model(spec, weights, precision=job.precision, device=job.device), room, run.test)
+    found, rows = _resumed(run, resume)
+    with Watcher(out, job.watch, room, 0 if found is None else found.next_step, rows) as watcher:
+        try:
+            final = _steps(run, found, watcher)
+        finally:
+            run.checkpoints.close()
+        seconds = run.seconds()
+        # The moving average, when there is one, is the trained model; a training state belongs beside the weights it goes on from.
+        weights, state = (final.ema, None) if final.ema else (final.weights, final)
+        judged = run.judged(weights)
+        watcher.judged({"step": len(run.losses) - 1, **judged})
     checkpoint.save(
         out / "checkpoint", spec, weights, labels=source.classes, provenance=_provenance(job, framework), training=state,
         overwrite=resume != "never",
     )  # fmt: skip
     result = {
         "schema": 1, "framework": framework, "job": job.to_json(), "losses": run.losses, "correct": judged["correct"],
-        "test_images": len(test), "test_accuracy": judged["correct"] / len(test), "test_loss": judged["loss"], "seconds": seconds,
+        "test_images": len(test), "test_accuracy": judged["accuracy"], "test_loss": judged["loss"], "seconds": seconds,
         "train_images": len(source), "data_sha256": source.sha256(), "evaluations": run.evaluations, "stopped": run.stopped,
-        "seed": job.recipe.seed, "epochs": len(run.losses) / run.plan(spec.image_size).steps_per_epoch,
-        "versions": room.versions(), "environment": environment.environment(),
+        "seed": job.recipe.seed, "epochs": len(run.losses) / run.plan(spec.image_size).steps_per_epoch, **run.pace.overall(),
+        "peak_memory_bytes": guards.peak_memory(), "notes": run.notes, "versions": room.versions(),
+        "environment": environment.environment(),
     }  # fmt: skip
-    (out / "result.json").write_text(json.dumps(result, indent=1, allow_nan=False))
+    write_whole(out / "result.json", json.dumps(result, indent=1, allow_nan=False))
     return result
 
 
@@ -161,86 +193,94 @@ def phases(job: Job, spec: Spec, steps: int) -> Iterator[tuple[int, int, Spec]]:
             yield start, min(stop, steps), catalog.with_options(spec, image_size=size) if size != spec.image_size else spec
 
 
-def _resumed(run: Run, resume: str) -> Resumed | None:
-    """Where to go on, or None for the start; what the metrics hold from there on is dropped."""
+def _resumed(run: Run, resume: str) -> tuple[Resumed | None, list[dict[str, Any]]]:
+    """Where to go on, and what the metrics hold of the steps before; (None, []) for the start."""
     found = None if resume == "never" else newest(run.out) if resume == "auto" else load(Path(resume))
     if found is None:
-        (run.out / METRICS).write_text("")
-        return None
+        return None, []
+    if run.job.keep_sketches:
+        raise UsageError(
+            "keep_sketches holds what it keeps in memory: a resumed run would lack its first steps; train anew, --resume never"
+        )
     reasons = differences(run.framework, found)
     if reasons:
         warnings.warn(f"going on from {found.path.name}, not bit for bit: {'; '.join(reasons)}", stacklevel=2)
     rows = [row for row in read_metrics(run.out / METRICS) if row["step"] < found.next_step]
     run.losses = [row["loss"] for row in rows if "loss" in row]
-    run.evaluations = list(found.notes.get("evaluations", []))
+    run.notes = [row["note"] for row in rows if "note" in row]
+    run.evaluations, run.before = list(found.notes.get("evaluations", [])), found.notes.get("seconds", 0.0)
     run.checkpoints.forget_after(found.next_step)
-    partial = run.out / f".{METRICS}.partial"
-    partial.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    partial.replace(run.out / METRICS)
-    return found
+    return found, rows
 
 
-def read_metrics(path: Path) -> list[dict[str, Any]]:
-    """The rows of a metrics file; a last line that a crash cut off is left out."""
-    if not path.exists():
-        return []
-    return [json.loads(line) for line in path.read_text().splitlines(keepends=True) if line.endswith("\n")]
-
-
-def _steps(run: Run, resumed: Resumed | None) -> TrainingState:
+def _steps(run: Run, resumed: Resumed | None, watcher: Watcher) -> TrainingState:
     """All steps; at a change of image size a new model takes over the whole state. Returns the final state."""
     job, state, done = run.job, None if resumed is None else resumed.state, 0 if resumed is None else resumed.next_step
     weights = _initial_weights(job, run.spec) if state is None else dict(state.weights)
-    with (run.out / METRICS).open("a", buffering=1) as metrics:
-        for start, stop, spec in phases(job, run.spec, run.steps):
-            if stop <= done or run.stopped is not None:
-                continue
-            model = run.room.create_model(spec, weights, precision=job.precision, device=job.device)
-            trainer: Trainer = run.room.create_trainer(model, job.recipe, job.execution)
-            if state is not None:
-                trainer.load_state(state)
-            _phase(run, trainer, range(max(start, done), stop), metrics)
-            state = trainer.state()
-            weights = dict(state.weights)
+    for start, stop, spec in phases(job, run.spec, run.steps):
+        if stop <= done or run.stopped is not None:
+            continue
+        model = run.room.create_model(spec, weights, precision=job.precision, device=job.device)
+        if start <= done:
+            run.note(watcher, done, guards.half_precision(job.recipe, model.device))
+        trainer: Trainer = run.room.create_trainer(model, job.recipe, job.execution)
+        if state is not None:
+            trainer.load_state(state)
+        _phase(run, trainer, range(max(start, done), stop), watcher)
+        state = trainer.state()
+        weights = dict(state.weights)
     if run.sketches:
-        save_file(run.sketches, run.out / "sketches.safetensors")
+        write_whole(run.out / "sketches.safetensors", tensor_file.encode(run.sketches))
     if state is None:
         raise UsageError(f"a run of {run.steps} steps trains nothing; give epochs, steps or limits that come to one step or more")
     return state
 
 
-def _phase(run: Run, trainer: Trainer, steps: range, metrics: TextIO) -> None:
+def _phase(run: Run, trainer: Trainer, steps: range, watcher: Watcher) -> None:
+    """The steps at one image size."""
     job, spec = run.job, trainer.model.spec
     plan = run.plan(spec.image_size)
     made = run.room.batches(run.train, plan.batches(steps.start, steps.stop), spec.preprocessing, job.transforms, job.loader)
-    began, waited = time.perf_counter(), 0.0
+    # A cache in memory fills during the first epoch.
+    memory = guards.MemoryGuard(guards.SETTLING + (plan.steps_per_epoch if job.loader.cache == "memory" else 0))
     for step in steps:
-        asked = time.perf_counter()
-        images, targets = next(made)
-        waited += time.perf_counter() - asked
+        images, targets = run.pace.batch(made)
+        watcher.before(step, images, spec.preprocessing)
         rate = run.learning_rate(step)
-        loss = trainer.step(images.astype(job.precision, copy=False), targets, rate)
-        _check_finite(loss, plan, step)
+        with guards.memory_advice(job.recipe):
+            loss = trainer.step(images.astype(job.precision, copy=False), targets, rate)
+        run.pace.done(len(images))
+        if not math.isfinite(loss):
+            with contextlib.suppress(StorageError):  # the checkpoint before is as good
+                run.checkpoints.wait()
+            raise guards.not_finite(run.out, job, run.framework, plan.batch(step), images, loss, rate)
         run.losses.append(loss)
-        elapsed = time.perf_counter() - began
-        speed = (step + 1 - steps.start) * len(images) / elapsed
-        row = {"step": step, "epoch": plan.epoch(step), "loss": loss, "learning_rate": rate}
-        metrics.write(json.dumps({**row, "images_per_second": speed, "data_wait": waited / elapsed}) + "\n")
+        scale = {} if job.recipe.loss_scaling is None else {"loss_scale": trainer.view().loss_scale}
+        watcher.step({"step": step, "epoch": plan.epoch(step), "loss": loss, "learning_rate": rate, **run.pace.now(), **scale})
         if job.keep_sketches:
             run.sketches |= {f"{step}/{name}": sketch(value) for name, value in trainer.view().weights.items() if value.dtype != np.int64}
         if _due(job.intervals.evaluate, step):
-            run.evaluations.append({"step": step, **_evaluated(run, trainer.view())})
-            metrics.write(json.dumps({"step": step, "evaluation": run.evaluations[-1]}) + "\n")
-        run.progress(step + 1, run.steps, loss)
-        interrupted = run.stopping()
-        if interrupted or _due(job.intervals.checkpoint, step):
-            _save(run, trainer, step)
-        if interrupted:
-            run.checkpoints.wait()
-            raise Interrupted(f"stopped after step {step + 1} of {run.steps}; the state is saved. Go on with --resume auto")
-        if job.limits.seconds is not None and time.perf_counter() - run.began > job.limits.seconds:
-            run.stopped = "seconds"
+            state = trainer.view()
+            run.evaluations.append({"step": step, **run.judged(dict(state.ema or state.weights))})
+            watcher.evaluation(run.evaluations[-1], state.weights)
+        run.note(watcher, step, memory.after_step())
+        left = run.pace.left(run.steps - step - 1)
+        run.progress({"step": step + 1, "steps": run.steps, "loss": loss, **run.pace.now(), "seconds_left": left})
+        if _ends(run, trainer, step):
             return
+
+
+def _ends(run: Run, trainer: Trainer, step: int) -> bool:
+    """Save when it is time to; whether the run is out of time. Raises Interrupted, with the state saved, when it was asked to stop."""
+    interrupted, limit = run.stopping(), run.job.limits.seconds
+    if interrupted or _due(run.job.intervals.checkpoint, step):
+        _save(run, trainer, step)
+    if interrupted:
+        run.checkpoints.wait()
+        raise Interrupted(f"stopped after step {step + 1} of {run.steps}; the state is saved. Go on with --resume auto")
+    if limit is not None and time.perf_counter() - run.pace.began > limit:
+        run.stopped = "seconds"
+    return run.stopped is not None
 
 
 def _due(interval: int | None, step: int) -> bool:
@@ -249,27 +289,10 @@ def _due(interval: int | None, step: int) -> bool:
 
 def _save(run: Run, trainer: Trainer, step: int) -> None:
     notes = {
-        "framework": run.framework, "evaluations": run.evaluations, "job": run.job.to_json(),
+        "framework": run.framework, "evaluations": run.evaluations, "seconds": run.seconds(), "job": run.job.to_json(),
         "provenance": _provenance(run.job, run.framework), "epoch": run.plan(run.spec.image_size).epoch(step),
     }  # fmt: skip
     run.checkpoints.save(run.spec, trainer.state(), step + 1, notes)
-
-
-def _check_finite(loss: float, plan: SamplingPlan, step: int) -> None:
-    """TriptychError, naming the step and its samples, when the loss is not a number: nothing after it would be."""
-    if not math.isfinite(loss):
-        samples = plan.batch(step).indices.tolist()
-        raise TriptychError(
-            f"the loss of step {step} is {loss}; training cannot go on. Its samples are {samples}. "
-            "Lower the learning rate, clip gradients, or look at these images"
-        )
-
-
-def _evaluated(run: Run, state: TrainingState) -> dict[str, Any]:
-    weights = state.ema or state.weights
-    model = run.room.create_model(run.spec, dict(weights), precision=run.job.precision, device=run.job.device)
-    judged = evaluate(model, run.room, run.test)
-    return {**judged, "accuracy": judged["correct"] / len(run.test)}
 
 
 def evaluate(model: Model, room: Any, test: Source) -> dict[str, Any]:

@@ -22,7 +22,7 @@ from triptych.core.contract import Execution, Loader
 from triptych.core.errors import InputRefused, UsageError
 from triptych.core.preprocess import Transforms
 from triptych.core.recipe import SGD, AdamW, Clip, LossScaling, Recipe, Schedule
-from triptych.training.job import Intervals, Job, Limits
+from triptych.training.job import Intervals, Job, Limits, Watch, check_parts
 
 LARGEST_FILE = 2**20
 """Bytes; far above any recipe, far below what would hurt to parse."""
@@ -107,11 +107,13 @@ class RecipeFile(_Section):
     loader: Loader = Loader()
     intervals: Intervals = Intervals()
     limits: Limits = Limits()
+    watch: Watch = Watch()
     seed: int = Field(default=0, ge=0)
 
     def job(self, samples: int) -> Job:
         """The run over this many training images. UsageError when epochs, steps and sizes do not fit together."""
         catalog.get_spec(self.model, **self.options)
+        check_parts(self.intervals, self.limits, self.loader, self.watch, self.loss_scaling)
         if self.fine_tune.new_head and self.fine_tune.start_from is None:
             raise UsageError("fine_tune.new_head keeps the rest of a checkpoint: name it, --set fine_tune.start_from=DIRECTORY")
         per_epoch = self._steps_per_epoch(samples)
@@ -126,7 +128,7 @@ class RecipeFile(_Section):
         return Job(
             self.model, self.data, recipe, total, "float64" if self.precision == "float64" else "float32", self.device, dict(self.options),
             self.transforms, self.uneven, progressive, self.fine_tune.start_from, self.fine_tune.new_head, self.execution, self.loader,
-            self.intervals, self.limits,
+            self.intervals, self.limits, watch=self.watch,
         )  # fmt: skip
 
     def _steps_per_epoch(self, samples: int) -> int:

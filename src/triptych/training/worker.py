@@ -11,7 +11,7 @@ import os
 import signal
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -19,44 +19,64 @@ from triptych.core.errors import FrameworkMissing, InputRefused, Interrupted, St
 from triptych.training import job as jobs
 from triptych.training.job import Job
 from triptych.training.loop import train
+from triptych.training.records import storing, write_whole
 
 ERROR = "error.json"
 GRACE_SECONDS = 60.0
 
 
 def run_worker(
-    job: Job, framework: str, run: Path, progress: Callable[[str], None] = lambda text: None, *, resume: str = "never"
-) -> dict[str, Any]:
+    job: Job, framework: str, run: Path, progress: Callable[[str], None] = lambda text: None, *, resume: str = "never",
+    watching: Callable[[dict[str, Any]], None] = lambda told: None,
+) -> dict[str, Any]:  # fmt: skip
     """Train in a fresh process of its own and return its result; `resume` as in `loop.train`.
 
-    Raises what the worker raised, with its exit code; TriptychError with the end of its log when it died otherwise. Asked to stop
-    (SIGTERM, Ctrl-C), it lets the worker finish its step and save.
+    `watching` gets what `loop.Progress` tells, `progress` the same in a line of text. Raises what the worker raised, with its exit code;
+    TriptychError with the end of its log when it died otherwise. Asked to stop (SIGTERM, Ctrl-C), it lets the worker finish its step
+    and save.
     """
     directory = run / framework
-    directory.mkdir(parents=True, exist_ok=True)
-    (run / "job.json").write_text(json.dumps(job.to_json(), indent=1))
-    settings = {"KERAS_BACKEND": "tensorflow", "TF_CPP_MIN_LOG_LEVEL": "3", "PYTHONUNBUFFERED": "1"}
-    command = [sys.executable, "-m", "triptych.training.worker", str(run), framework, resume]
-    (directory / ERROR).unlink(missing_ok=True)
-    with (
-        (directory / "worker.log").open("ab") as log,
-        subprocess.Popen(command, stdout=subprocess.PIPE, stderr=log, stdin=subprocess.DEVNULL, env={**os.environ, **settings}) as process,
-    ):
+    with storing(directory):
+        directory.mkdir(parents=True, exist_ok=True)
+        (directory / ERROR).unlink(missing_ok=True)
+        log = (directory / "worker.log").open("ab")
+    with log:
+        write_whole(run / "job.json", json.dumps(job.to_json(), indent=1))
+        settings = {"KERAS_BACKEND": "tensorflow", "TF_CPP_MIN_LOG_LEVEL": "3", "PYTHONUNBUFFERED": "1"}
+        command = [sys.executable, "-m", "triptych.training.worker", str(run), framework, resume]
+        started = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=log, stdin=subprocess.DEVNULL, env={**os.environ, **settings})
+    with started as process:
         try:
             assert process.stdout is not None
             for line in process.stdout:
-                progress(line.decode(errors="replace").strip())
+                told = _told(line.decode(errors="replace").strip())
+                progress(f"{framework}: {in_words(told)}")
+                watching(told)
             code = process.wait()
         except BaseException:
             if _stop(process) == Interrupted.exit_code:
-                raise _failure(framework, directory) from None
+                raise _failure(framework, directory, Interrupted.exit_code) from None
             raise
         finally:
             process.kill()
     if code != 0:
-        raise _failure(framework, directory)
+        raise _failure(framework, directory, code)
     result: dict[str, Any] = json.loads((directory / "result.json").read_text())
     return result
+
+
+def _told(line: str) -> dict[str, Any]:
+    """What a line of the worker says; one that is not the loop's, as a library may print, is a note."""
+    with contextlib.suppress(ValueError):
+        told = json.loads(line)
+        if isinstance(told, dict):
+            return told
+    return {"note": line}
+
+
+def in_words(told: Mapping[str, Any]) -> str:
+    """What the loop told, as one line."""
+    return str(told["note"]) if "note" in told else f"step {told['step']} of {told['steps']}, loss {told['loss']:.4f}"
 
 
 def _stop(process: subprocess.Popen[bytes]) -> int | None:
@@ -67,10 +87,12 @@ def _stop(process: subprocess.Popen[bytes]) -> int | None:
     return None
 
 
-def _failure(framework: str, directory: Path) -> TriptychError:
+def _failure(framework: str, directory: Path, code: int) -> TriptychError:
     """What the worker raised, as the same kind of error."""
     log = (directory / "worker.log").read_text(errors="replace")[-2000:]
     if not (directory / ERROR).exists():
+        if code == -signal.SIGKILL:
+            log = f"it was killed, as systems do when memory ends: a smaller micro_batch_size keeps the global batch and needs less.\n{log}"
         return TriptychError(f"training in {framework} failed:\n{log}")
     told = json.loads((directory / ERROR).read_text())
     kinds = {kind.__name__: kind for kind in (UsageError, FrameworkMissing, InputRefused, Interrupted, StorageError)}
@@ -78,13 +100,13 @@ def _failure(framework: str, directory: Path) -> TriptychError:
 
 
 def main(run: Path, framework: str, resume: str) -> None:
-    """The worker's side: train the run's job, one line of progress a step; the first SIGTERM or SIGINT asks it to stop."""
+    """The worker's side: train the run's job, one line of JSON a step; the first SIGTERM or SIGINT asks it to stop."""
     asked: list[int] = []
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda caught, frame: asked.append(caught))
 
-    def show(step: int, steps: int, loss: float) -> None:
-        sys.stdout.write(f"{framework}: step {step} of {steps}, loss {loss:.4f}\n")
+    def show(told: dict[str, Any]) -> None:
+        sys.stdout.write(json.dumps(told) + "\n")
 
     directory = run / framework
     try:
