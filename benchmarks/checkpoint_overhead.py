@@ -38,7 +38,7 @@ from triptych.training.loop import train
 COMMAND = "benchmarks/checkpoint_overhead.py"
 RECIPE = "cifar10_resnet20"
 # One image size and a slice of the data: what is measured is a step and a checkpoint, not an epoch.
-SETTINGS = ("device=cpu", "progressive=[]", "limits.batches=60")
+SETTINGS = ("device=cpu", "progressive=[]", "limits.limit_batches=60")
 LIMIT = 1.035
 
 

@@ -102,7 +102,7 @@ def begin(job: Job, steps: int, framework: str, perturbations: int, folder: Path
     """Train all that a framework has to train alone."""
     whole, half = folder / "whole", folder / "half"
     train(job, framework, whole)
-    train(dataclasses.replace(job, limits=Limits(steps=steps)), framework, half)
+    train(dataclasses.replace(job, limits=Limits(max_steps=steps)), framework, half)
     curves = []
     for number in range(perturbations):
         sys.stderr.write(f"{framework}: one unit in the last place away, {number + 1} of {perturbations}\n")

@@ -57,7 +57,7 @@ uneven: pad
 loader: {workers: 2, cache: memory}
 execution: {compile: true}
 intervals: {evaluate: 5}
-limits: {seconds: 60}
+limits: {max_time: 60}
 watch: {images: 2, histograms: true, profile_steps: 3}
 """
     )
@@ -71,7 +71,7 @@ watch: {images: 2, histograms: true, profile_steps: 3}
     expected = Transforms(RandomResizedCrop((0.5, 1.0)), 0, 0.25, ColorJitter(hue=0.1), RandomErasing(0.3), cutmix=1.0)
     assert (job.transforms, job.start_from, job.new_head, job.precision) == (expected, "here", True, "float32")
     assert (job.loader.workers, job.loader.cache, job.execution.compile) == (2, "memory", True)
-    assert (job.intervals.evaluate, job.limits, job.uneven) == (5, Limits(seconds=60), "pad")
+    assert (job.intervals.evaluate, job.limits, job.uneven) == (5, Limits(max_time=60), "pad")
     assert recipe.seed == 3
     assert job.watch == Watch(True, 2, True, 3)
 
@@ -91,7 +91,7 @@ def test_a_job_refuses_a_number_out_of_its_range() -> None:
 
 @pytest.mark.parametrize(
     ("change", "steps"),
-    [("epochs=3", 9), ("limits.batches=2", 4), ("limits.overfit_batches=1", 2), ("uneven=pad", 8), ("global_batch_size=100", 2)],
+    [("epochs=3", 9), ("limits.limit_batches=2", 4), ("limits.overfit_batches=1", 2), ("uneven=pad", 8), ("global_batch_size=100", 2)],
 )
 def test_steps_follow_the_sampling_plan(change: str, steps: int, tmp_path: Path) -> None:
     path = tmp_path / "small.yaml"
@@ -126,9 +126,9 @@ def test_image_sizes_become_first_steps() -> None:
                 ("intervals.checkpoint", (0,)),
                 ("intervals.keep_last", (0,)),
                 ("intervals.keep_best", (-1,)),
-                ("limits.steps", (0,)),
-                ("limits.seconds", (0.0, -1.0)),
-                ("limits.batches", (0,)),
+                ("limits.max_steps", (0,)),
+                ("limits.max_time", (0.0, -1.0)),
+                ("limits.limit_batches", (0,)),
                 ("limits.overfit_batches", (-2,)),
                 ("loader.workers", (-1,)),
                 ("loader.prefetch", (0,)),
@@ -141,7 +141,7 @@ def test_image_sizes_become_first_steps() -> None:
             )
             for value in values
         ),
-        ("limits.seconds=.nan", "limits.seconds=nan is out of range; it must be above 0"),
+        ("limits.max_time=.nan", "limits.max_time=nan is out of range; it must be above 0"),
         ("loader.cache=''", "loader.cache='' is neither 'memory' nor the path of a file"),
         ("watch.image=3", "unknown key 'watch.image'; did you mean 'watch.images'"),
         ("global_batch_size=101", "global_batch_size=101 is more than the 100 training images"),
@@ -205,8 +205,9 @@ def test_a_recipe_is_trained_and_kept_beside_the_run(tmp_path: Path, capsys: pyt
     assert Job.from_json(result["job"]) == kept.job(899)
 
 
-def test_a_dry_run_prints_the_recipe_and_writes_nothing(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert run("digits_mlp", "--out", tmp_path / "run", "--dry-run", "--set", "seed=5") == 0
+@pytest.mark.parametrize("asked", [("--dry-run",), ("--set", "limits.dry_run=true")], ids=str)
+def test_a_dry_run_prints_the_recipe_and_writes_nothing(asked: tuple[str, ...], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run("digits_mlp", "--out", tmp_path / "run", *asked, "--set", "seed=5") == 0
     text = capsys.readouterr().out
     assert recipe_file.loads(text).seed == 5
     assert "70 steps in pytorch; nothing was trained" in text

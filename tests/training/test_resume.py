@@ -43,7 +43,7 @@ JOB = Job(
 
 def stopped_after(job: Job, steps: int) -> Job:
     """The same run, cut short."""
-    return dataclasses.replace(job, limits=Limits(steps=steps))
+    return dataclasses.replace(job, limits=Limits(max_steps=steps))
 
 
 def weights(out: Path) -> dict[str, np.ndarray]:

@@ -56,7 +56,7 @@ def colored(classes: int, size: int, channels: int, name: str = "folder") -> Sou
             execution=Execution(tuned=True),
             loader=Loader(2),
             intervals=Intervals(evaluate=3),
-            limits=Limits(batches=2),
+            limits=Limits(limit_batches=2),
             watch=Watch(histograms=True, profile_steps=2),
         ),
     ],
@@ -74,7 +74,7 @@ def test_the_hash_changes_with_every_field() -> None:
         "model": "resnet20", "data": "elsewhere", "recipe": dataclasses.replace(RECIPE, seed=1), "steps": 4, "precision": "float32",
         "device": "cuda", "options": {}, "perturbation": 0, "keep_sketches": False, "transforms": Transforms(flip=0.5), "uneven": "pad",
         "progressive": ((0, 16),), "start_from": "elsewhere", "new_head": True, "execution": Execution(tuned=True),
-        "loader": Loader(workers=1), "intervals": Intervals(evaluate=2), "limits": Limits(steps=2), "watch": Watch(images=0),
+        "loader": Loader(workers=1), "intervals": Intervals(evaluate=2), "limits": Limits(max_steps=2), "watch": Watch(images=0),
     }  # fmt: skip
     assert set(changes) == {field.name for field in dataclasses.fields(Job)}
     hashes = {dataclasses.replace(JOB, **{name: value}).sha256() for name, value in changes.items()}
@@ -201,7 +201,7 @@ def test_one_model_serves_all_evaluations(framework: str, tmp_path: Path, monkey
 
 def test_sketches_are_not_half_kept(tmp_path: Path) -> None:
     job = dataclasses.replace(JOB, intervals=Intervals(checkpoint=1))
-    train(dataclasses.replace(job, limits=Limits(steps=2)), FRAMEWORKS[0], tmp_path / "run")
+    train(dataclasses.replace(job, limits=Limits(max_steps=2)), FRAMEWORKS[0], tmp_path / "run")
     with pytest.raises(UsageError, match="a resumed run would lack its first steps; train anew"):
         train(job, FRAMEWORKS[0], tmp_path / "run", resume="auto")
 
@@ -236,6 +236,13 @@ def test_a_worker_that_cannot_write_says_so(tmp_path: Path) -> None:
     (tmp_path / "run").write_text("a file")
     with pytest.raises(StorageError, match="cannot write"):
         run_worker(JOB, FRAMEWORKS[0], tmp_path / "run")
+
+
+@pytest.mark.parametrize("framework", FRAMEWORKS)
+def test_deterministic_kernels_compute_the_same(framework: str, tmp_path: Path, runs: dict[str, tuple[Path, dict[str, Any]]]) -> None:
+    job = dataclasses.replace(JOB, execution=Execution(deterministic=True))
+    result = run_worker(job, framework, tmp_path / "run")  # a process of its own: TensorFlow's switch stays on
+    np.testing.assert_allclose(result["losses"], runs[framework][1]["losses"], rtol=1e-12)
 
 
 def test_a_run_that_cannot_fit_is_refused_before_the_first_step(tmp_path: Path) -> None:

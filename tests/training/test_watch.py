@@ -94,7 +94,7 @@ def test_images_are_shown_as_after_augmentation(tmp_path: Path) -> None:
 
 def shown_pixels(job: Job, out: Path) -> np.ndarray:
     """The first input image of a run of one step."""
-    train(dataclasses.replace(job, limits=Limits(steps=1)), FRAMEWORKS[0], out)
+    train(dataclasses.replace(job, limits=Limits(max_steps=1)), FRAMEWORKS[0], out)
     return np.asarray(Image.open(io.BytesIO(bytes.fromhex(shown(out)["inputs/0"][0][1][2]))))
 
 
@@ -118,7 +118,7 @@ def test_histograms_hold_every_weight(watched: tuple[Path, dict[str, Any], dict[
 @pytest.mark.parametrize("framework", FRAMEWORKS)
 def test_a_resumed_run_shows_each_step_once(framework: str, tmp_path: Path) -> None:
     """It is stopped after step 5 and goes on from the checkpoint before it: step 4 is written twice."""
-    train(dataclasses.replace(JOB, limits=Limits(steps=5)), framework, tmp_path)
+    train(dataclasses.replace(JOB, limits=Limits(max_steps=5)), framework, tmp_path)
     again = train(JOB, framework, tmp_path, resume="auto")
     assert len(list((tmp_path / "tensorboard").iterdir())) == 2
     read = shown(tmp_path)

@@ -38,7 +38,7 @@ STANDARD = (
 @click.option("--framework", default="pytorch", show_default=True, help="One, several (comma-separated), or `all`.")
 @click.option("--out", type=click.Path(path_type=Path), required=True, help="Run directory; must not exist, unless resumed.")
 @click.option("--resume", default="never", show_default=True, metavar="auto|never|PATH", help="auto: from the newest good checkpoint.")
-@click.option("--dry-run", is_flag=True, help="Resolve and check everything, print the recipe, train nothing.")
+@click.option("--dry-run", is_flag=True, help="Resolve and check everything, print the recipe, train nothing: limits.dry_run.")
 @click.option("--epochs", type=float, default=10.0, show_default=True)
 @click.option("--batch-size", type=click.IntRange(min=1), default=128, show_default=True)
 @click.option("--learning-rate", type=float, default=0.1, show_default=True, help="Peak, after linear warmup and before the cosine.")
@@ -79,7 +79,7 @@ def train_command(
         if overrides:
             raise UsageError(f"--set changes a recipe, and {recipe!r} is none; shipped: {', '.join(recipe_file.names())}")
         parsed, job = None, _standard(recipe, data or "digits", device or "auto", seed or 0, **standard)
-    if dry_run:
+    if dry_run or job.limits.dry_run:
         text = "" if parsed is None else parsed.resolved()
         emit(job.to_json(), as_json, f"{text}# {job.steps} steps in {', '.join(frameworks)}; nothing was trained")
         return

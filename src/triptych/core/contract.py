@@ -100,11 +100,14 @@ class Execution:
     """How a recipe is executed, not what it computes: results are equal to rounding.
 
     `compile` is the framework's compiler where it is not the only way (torch.compile; XLA in TensorFlow); `tuned` the levers that
-    measured faster in this room: channels-last in PyTorch, a fused BatchNorm in TensorFlow, faster gradients of convolutions in JAX.
+    measured faster in this room: channels-last in PyTorch, a fused BatchNorm in TensorFlow, faster gradients of convolutions in JAX;
+    `deterministic` refuses kernels whose sums depend on the order of threads, as accelerators' do (on a CPU no room uses one; in
+    TensorFlow the switch is the process's, and stays).
     """
 
     compile: bool = False
     tuned: bool = False
+    deterministic: bool = False
 
 
 @dataclass(frozen=True, slots=True)

@@ -184,7 +184,10 @@ class Trainer:
         self._loss_scale = recipe.loss_scaling.initial if recipe.loss_scaling else None
         moves, decayed = masks(recipe, model.spec)
         module = executed(model.module, recipe, execution)
-        self._gradients = jax.jit(functools.partial(loss_and_gradients, module, recipe, moves), static_argnames="interceptions")
+        self._gradients = jax.jit(
+            functools.partial(loss_and_gradients, module, recipe, moves), static_argnames="interceptions",
+            compiler_options={"xla_gpu_deterministic_ops": True} if execution.deterministic else None,
+        )  # fmt: skip
         self._accumulate = jax.jit(accumulate, donate_argnums=0)
         # A lambda, so that `advance` is looked up when it is traced.
         self._advance = jax.jit(lambda state, *given: advance(recipe, decayed, state, *given), donate_argnums=0)

@@ -53,6 +53,17 @@ def update(trainer: Trainer, learning_rate: float) -> None:
         optim.update_average(trainer.average, trainer.model.native.state_dict(), trainer.recipe.ema_decay)
 
 
+@contextlib.contextmanager
+def deterministic() -> Iterator[None]:
+    """Only kernels that give the same bits every time; PyTorch raises RuntimeError where it has none."""
+    before, warns = torch.are_deterministic_algorithms_enabled(), torch.is_deterministic_algorithms_warn_only_enabled()
+    torch.use_deterministic_algorithms(True)
+    try:
+        yield
+    finally:
+        torch.use_deterministic_algorithms(before, warn_only=warns)
+
+
 def loss_scaler(scaling: LossScaling | None, device: str) -> torch.amp.GradScaler:
     """The recipe's dynamic loss scaling; one that does nothing when the recipe has none.
 
@@ -280,6 +291,8 @@ class Trainer:
             stack.enter_context(mode(self.model.native, training=True, dropout=dropout, frozen=self.frozen))
             stack.enter_context(_gradients_for(self.trained.values(), self.model.native))
             stack.enter_context(torch.enable_grad())
+            if self.execution.deterministic:
+                stack.enter_context(deterministic())
             if self.recipe.remat:
                 stack.enter_context(rematerialized(self.model.native))
             yield

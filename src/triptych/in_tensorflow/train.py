@@ -103,6 +103,8 @@ class Trainer:
         self.model = model
         self.recipe = recipe
         self.execution = execution
+        if execution.deterministic:
+            tf.config.experimental.enable_op_determinism()
         self.parameters = tuple(b for b in model.bindings if b.tensor.trainable)
         scaling = recipe.loss_scaling
         with model.running():

@@ -32,13 +32,15 @@ class Intervals:
 
 @dataclass(frozen=True, slots=True)
 class Limits:
-    """What ends or shrinks a run: `steps` and `seconds` stop it early; `batches` limits each epoch and evaluation to so many
-    batches; `overfit_batches` trains on the same first batches again and again, and evaluates on them."""
+    """What ends or shrinks a run: `max_steps` and `max_time` (seconds) stop it early; `limit_batches` limits each epoch and evaluation to
+    so many batches; `overfit_batches` trains on the same first batches again and again, and evaluates on them; with `dry_run` everything is
+    checked and nothing trained."""
 
-    steps: int | None = None
-    seconds: float | None = None
-    batches: int | None = None
+    max_steps: int | None = None
+    max_time: float | None = None
+    limit_batches: int | None = None
     overfit_batches: int | None = None
+    dry_run: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,14 +75,15 @@ def _ranges(
     least: list[tuple[str, float | None, int]] = [
         ("intervals.evaluate", intervals.evaluate, 1), ("intervals.checkpoint", intervals.checkpoint, 1),
         ("intervals.keep_last", intervals.keep_last, 1), ("intervals.keep_best", intervals.keep_best, 0),
-        ("limits.steps", limits.steps, 1), ("limits.batches", limits.batches, 1), ("limits.overfit_batches", limits.overfit_batches, 1),
+        ("limits.max_steps", limits.max_steps, 1), ("limits.limit_batches", limits.limit_batches, 1),
+        ("limits.overfit_batches", limits.overfit_batches, 1),
         ("loader.workers", loader.workers, 0), ("loader.prefetch", loader.prefetch, 1),
         ("watch.images", watch.images, 0), ("watch.profile_steps", watch.profile_steps, 1),
         ("loss_scaling.interval", scaling.interval, 1),
     ]  # fmt: skip
     for name, value, smallest in least:
         yield name, value, f"{smallest} or more", value is None or value >= smallest
-    yield "limits.seconds", limits.seconds, "above 0", limits.seconds is None or limits.seconds > 0
+    yield "limits.max_time", limits.max_time, "above 0", limits.max_time is None or limits.max_time > 0
     yield "loss_scaling.initial", scaling.initial, "above 0", scaling.initial > 0
     yield "loss_scaling.growth", scaling.growth, "above 1", scaling.growth > 1
     yield "loss_scaling.backoff", scaling.backoff, "between 0 and 1, exclusive", 0 < scaling.backoff < 1

@@ -70,7 +70,7 @@ class Run:
     @property
     def steps(self) -> int:
         """How many steps the run takes, limits considered."""
-        return min(self.job.steps, self.job.limits.steps if self.job.limits.steps is not None else self.job.steps)
+        return min(self.job.steps, self.job.limits.max_steps or self.job.steps)
 
     def learning_rate(self, step: int) -> float:
         """The rate of a step, which for the plateau schedule depends on the evaluations so far."""
@@ -163,8 +163,8 @@ def _limited(job: Job, source: Source, test: Source) -> tuple[Source, Source]:
     if limits.overfit_batches is not None:
         few = source.take(limits.overfit_batches * size)
         return few, few
-    if limits.batches is not None:
-        return source.take(limits.batches * size), test.take(limits.batches * PREDICT_BATCH)
+    if limits.limit_batches is not None:
+        return source.take(limits.limit_batches * size), test.take(limits.limit_batches * PREDICT_BATCH)
     return source, test
 
 
@@ -272,14 +272,14 @@ def _phase(run: Run, trainer: Trainer, steps: range, watcher: Watcher) -> None:
 
 def _ends(run: Run, trainer: Trainer, step: int) -> bool:
     """Save when it is time to; whether the run is out of time. Raises Interrupted, with the state saved, when it was asked to stop."""
-    interrupted, limit = run.stopping(), run.job.limits.seconds
+    interrupted, limit = run.stopping(), run.job.limits.max_time
     if interrupted or _due(run.job.intervals.checkpoint, step):
         _save(run, trainer, step)
     if interrupted:
         run.checkpoints.wait()
         raise Interrupted(f"stopped after step {step + 1} of {run.steps}; the state is saved. Go on with --resume auto")
     if limit is not None and time.perf_counter() - run.pace.began > limit:
-        run.stopped = "seconds"
+        run.stopped = "max_time"
     return run.stopped is not None
 
 

@@ -132,7 +132,7 @@ class RecipeFile(_Section):
         )  # fmt: skip
 
     def _steps_per_epoch(self, samples: int) -> int:
-        batches = [self.limits.overfit_batches, self.limits.batches]
+        batches = [self.limits.overfit_batches, self.limits.limit_batches]
         limit = next((each for each in batches if each is not None), None)
         available = samples if limit is None else min(samples, limit * self.global_batch_size)
         whole, rest = divmod(available, self.global_batch_size)
