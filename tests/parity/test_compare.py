@@ -106,8 +106,8 @@ def test_adamw_weights_are_held_to_the_update_their_own_moments_imply() -> None:
     for spoiled, passed in ((0.0, True), (1e-9, False)):
         comparer = Comparer(PLAN)
         sides = {
-            "pytorch": (first, second, w + implied_update(PLAN, first, second, 0)),
-            "jax": (moved, second, w + implied_update(PLAN, moved, second, 0) + spoiled),
+            "pytorch": (first, second, w + implied_update(PLAN, first, second, 0, 1)),
+            "jax": (moved, second, w + implied_update(PLAN, moved, second, 0, 1) + spoiled),
         }
         for index, group in enumerate(("exp_avg", "exp_avg_sq", "adamw_weight")):
             values = {name: side[index] for name, side in sides.items()}
@@ -118,7 +118,7 @@ def test_adamw_weights_are_held_to_the_update_their_own_moments_imply() -> None:
 
 def test_a_free_run_without_enough_comparable_steps_is_no_evidence() -> None:
     free = {("pytorch", "jax"): [1e-13, 1e-2, 1.0]}
-    row = free_run_row(PLAN, free, [[1e-13, 1e-2, 1.0]] * 5)
+    row = free_run_row(PLAN, "sgd", free, [[1e-13, 1e-2, 1.0]] * 5)
     assert (row["passed"], row["steps"]) == (False, 1)
     assert "no evidence" in row["tensor"]
 
@@ -126,7 +126,7 @@ def test_a_free_run_without_enough_comparable_steps_is_no_evidence() -> None:
 @pytest.mark.parametrize(("factor", "passed"), [(2.0, True), (6.0, False)])
 def test_the_free_run_is_held_against_the_self_divergence(factor: float, passed: bool) -> None:
     itself = [1e-13, 1e-11, 1e-9, 1e-7, 0.5]
-    row = free_run_row(PLAN, {("pytorch", "jax"): [factor * v for v in itself[:-1]] + [1.9]}, [itself] * 5)
+    row = free_run_row(PLAN, "sgd", {("pytorch", "jax"): [factor * v for v in itself[:-1]] + [1.9]}, [itself] * 5)
     assert row["passed"] is passed
     assert row["worst_error"] == pytest.approx(factor)
     assert row["steps"] == 4

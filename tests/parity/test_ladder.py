@@ -128,14 +128,14 @@ def test_every_fault_names_a_row_of_the_numerics_table_and_a_rung() -> None:
     names = [fault.name for fault in faults.FAULTS]
     assert len(set(names)) == len(names) >= 20
     covered = {fault.numerics for fault in faults.FAULTS} | set(faults.NOT_EXPRESSIBLE)
-    assert covered == set(range(1, 37))
+    assert covered == set(range(1, 38))
 
 
 @pytest.mark.parametrize("framework", list(contract.FRAMEWORKS))
 def test_every_native_fault_is_planted_by_some_room_and_every_planting_has_a_row(framework: str) -> None:
     native = {fault.name for fault in faults.FAULTS if fault.plant is None}
     planted = set(contract.load(framework).PLANTINGS)
-    assert planted - native == set(faults.IN_ROOM_TESTS)
+    assert planted <= native
     assert native - planted <= {"jpeg_fast_dct"}
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import threading
 import time
 import tracemalloc
@@ -16,7 +17,7 @@ from triptych.core.errors import TriptychError
 from triptych.core.recipe import AdamW, Recipe, Schedule
 from triptych.parity import observation
 from triptych.parity.observation import Observation, ShardReader, ShardWriter
-from triptych.parity.trajectory import FileTrajectory, StoredTensors, flatten, unflatten
+from triptych.parity.trajectory import FileTrajectory, StoredTensors, counts, flatten, unflatten
 
 
 def many(count: int) -> list[Observation]:
@@ -71,17 +72,25 @@ def test_a_worker_that_dies_is_an_error_not_an_endless_wait(tmp_path: Path) -> N
 
 
 def state(step: int) -> TrainingState:
-    return TrainingState({"fc.weight": np.full(3, step + 0.5)}, {"momentum": {"fc.weight": np.ones(3)}}, {"fc.weight": np.zeros(3)}, step)
+    slots = {"momentum": {"fc.weight": np.ones(3)}}
+    return TrainingState({"fc.weight": np.full(3, step + 0.5)}, slots, {"fc.weight": np.zeros(3)}, step, 2.0**step, step % 3)
 
 
 def test_a_training_state_survives_its_file_even_when_that_is_deleted(tmp_path: Path) -> None:
-    observation.write_tensors(tmp_path / "state.safetensors", flatten(state(4)))
-    again = unflatten(StoredTensors(tmp_path / "state.safetensors"), 4)
+    observation.write_tensors(tmp_path / "state.safetensors", flatten(state(4)), counts(state(4)))
+    again = unflatten(StoredTensors(tmp_path / "state.safetensors"))
     (tmp_path / "state.safetensors").unlink()
     assert (again.weights["fc.weight"] == 4.5).all()
     assert (again.ema["fc.weight"] == 0.0).all()
     assert {slot: list(values) for slot, values in again.slots.items()} == {"momentum": ["fc.weight"]}
-    assert (len(again.weights), "fc.bias" in again.weights, again.step) == (1, False, 4)
+    assert (len(again.weights), "fc.bias" in again.weights) == (1, False)
+    assert (again.step, again.loss_scale, again.good_steps) == (4, 16.0, 1)
+
+
+def test_a_state_without_loss_scaling_has_none_after_its_file_either(tmp_path: Path) -> None:
+    plain = dataclasses.replace(state(4), loss_scale=None)
+    observation.write_tensors(tmp_path / "state.safetensors", flatten(plain), counts(plain))
+    assert unflatten(StoredTensors(tmp_path / "state.safetensors")).loss_scale is None
 
 
 def test_a_trajectory_holds_one_state_at_a_time_and_waits_for_every_reader(tmp_path: Path) -> None:

@@ -7,6 +7,7 @@ import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
@@ -16,9 +17,16 @@ from triptych.core import contract
 from triptych.core.errors import ParityFailed, UsageError
 from triptych.core.spec import Spec
 
+if TYPE_CHECKING:
+    from triptych.parity.plan import Plan
+
 
 @click.command("parity")
-@click.argument("model")
+@click.argument("model", required=False)
+@click.option("--recipe", help="Prove a training recipe in float64: a shipped one, or a .yaml file; it names model and data.")
+@click.option("--set", "overrides", multiple=True, metavar="KEY=VALUE", help="With --recipe: change a value of it.")
+@click.option("--steps", type=click.IntRange(min=1), help="With --recipe: synchronised steps with each optimizer; 50 when not given.")
+@click.option("--batch-size", type=click.IntRange(min=1), help="With --recipe: another batch, in as many micro-batches.")
 @click.option("--weights", type=click.Path(path_type=Path), help="A canonical checkpoint directory; without it, parity weights.")
 @click.option("--frameworks", help="Two or more, comma-separated; all installed ones when not given. The first is the reference.")
 @click.option("--precision", type=click.Choice(contract.PRECISIONS), help="One precision only; both when not given.")
@@ -31,14 +39,22 @@ from triptych.core.spec import Spec
 )
 @json_option
 def parity_command(
-    model: str, weights: Path | None, frameworks: str | None, precision: str | None, fault: str | None, full: bool,
-    calibrate: bool, device: str, out: Path | None, as_json: bool,
+    model: str | None, recipe: str | None, overrides: tuple[str, ...], steps: int | None, batch_size: int | None, weights: Path | None,
+    frameworks: str | None, precision: str | None, fault: str | None, full: bool, calibrate: bool, device: str, out: Path | None,
+    as_json: bool,
 ) -> None:  # fmt: skip
-    """Prove that MODEL is the same in every framework; exit code 4 when it is not."""
+    """Prove that MODEL, or training by --recipe, is the same in every framework; exit code 4 when it is not."""
     from triptych.core import catalog
 
-    spec = catalog.get_spec(model)
+    _check_together(model, recipe, overrides, steps, batch_size, precision, fault, calibrate)
     chosen = _frameworks(frameworks)
+    if recipe is not None:
+        plan = _recipe_plan(recipe, overrides, chosen, steps, batch_size, device)
+        with _run_directory(out) as run, status("starting the workers") as progress:
+            _prove_recipe(recipe, plan, weights, run, progress, as_json)
+        return
+    assert model is not None
+    spec = catalog.get_spec(model)
     with _run_directory(out) as run, status("starting the workers") as progress:
         if calibrate:
             _calibrate(spec, device, run, progress, as_json)
@@ -60,6 +76,48 @@ def _prove(
     emit(result, as_json, table(result))
     if result["verdict"] != "pass":
         raise ParityFailed(f"{model} is not the same in {', '.join(frameworks)}; the first divergence is named above")
+
+
+def _check_together(
+    model: str | None, recipe: str | None, overrides: tuple[str, ...], steps: int | None, batch_size: int | None, precision: str | None,
+    fault: str | None, calibrate: bool,
+) -> None:  # fmt: skip
+    """UsageError for options that do not go together."""
+    if (model is None) == (recipe is None):
+        raise UsageError("give one of the two: a MODEL, or --recipe, which names its own (another one: --set model=NAME)")
+    if recipe is None and (overrides or steps or batch_size):
+        raise UsageError("--set, --steps and --batch-size are for --recipe; a MODEL is proven with the ladder's own recipes")
+    if recipe is not None and (fault or calibrate):
+        raise UsageError("--fault and --calibrate are for a MODEL; faults of training are planted in the ladder's own recipes")
+    if recipe is not None and precision == "float32":
+        raise UsageError("a recipe is proven in float64: float32's tolerances are measured for the ladder's own recipes only")
+
+
+def _recipe_plan(
+    name: str, overrides: tuple[str, ...], frameworks: tuple[str, ...], steps: int | None, batch_size: int | None, device: str
+) -> Plan:
+    """The climb of a recipe: its model as it fits its data, its transforms, and the recipe itself in a few steps."""
+    from triptych.data import open_source
+    from triptych.parity import recipes
+    from triptych.training import recipe_file
+
+    parsed = recipe_file.load(name, overrides)
+    source = open_source(parsed.data, "train")
+    job = parsed.job(len(source))
+    return recipes.recipe_plan(
+        job.spec(source), job.recipe, job.transforms, job.data, frameworks, steps=steps or recipes.STEPS, batch_size=batch_size,
+        uneven=job.uneven, execution=job.execution, device=device,
+    )  # fmt: skip
+
+
+def _prove_recipe(name: str, plan: Plan, weights: Path | None, run: Path, progress: Callable[[str], None], as_json: bool) -> None:
+    from triptych.parity.certify import certify_recipe
+    from triptych.parity.prove import table
+
+    result = certify_recipe(name, plan, weights, run, progress)
+    emit(result, as_json, table(result))
+    if result["verdict"] != "pass":
+        raise ParityFailed(f"training by {name} is not the same in {', '.join(plan.frameworks)}; the first divergence is named above")
 
 
 def _plant(spec: Spec, fault: str, frameworks: tuple[str, ...], run: Path, progress: Callable[[str], None], as_json: bool) -> None:

@@ -28,7 +28,7 @@ def magnitude(value: np.ndarray) -> float:
     return max(float(value.max()), -float(value.min())) if value.size else float("nan")
 
 
-def sketch(value: np.ndarray) -> np.ndarray:
-    """Some `SKETCH` elements of a large tensor at an even stride: enough to measure how far two runs are apart."""
+def sketch(value: np.ndarray, size: int = SKETCH) -> np.ndarray:
+    """Some `size` elements of a large tensor at an even stride: enough to measure how far two runs are apart."""
     flat = value.reshape(-1)
-    return flat[:: max(1, flat.size // SKETCH)].copy()
+    return flat[:: max(1, flat.size // size)].copy()

@@ -42,6 +42,10 @@ FLOAT64: dict[tuple[int, str], float] = {
     (2, "normalized"): NORMALIZED_PIXEL,
     # Without a resize what is left is (x / 255 - mean) / std, three operations that IEEE 754 rounds alike (numerics 36).
     (2, "unresized"): EXACT,
+    # Training batches: after each transform of [0, 255] pixels; then normalized, erased and mixed; and their targets.
+    (2, "augmented"): PIXEL,
+    (2, "mixed"): NORMALIZED_PIXEL,
+    (2, "targets"): EXACT,
     # About 1e4 units in the last place: fifty layers of sums in different orders reach some 1e-13.
     (3, "activation"): FORWARD,
     (3, "logits"): FORWARD,
@@ -54,7 +58,7 @@ FLOAT64: dict[tuple[int, str], float] = {
     (5, "loss"): FORWARD,
     # The backward pass amplifies rounding about tenfold over the forward pass.
     (5, "gradient"): GRADIENT,
-    # Elementwise arithmetic on identical inputs.
+    # Elementwise arithmetic on identical inputs; where gradients are clipped, after one sum over all of them.
     (6, "momentum"): UPDATE,
     (6, "exp_avg"): UPDATE,
     (6, "exp_avg_sq"): UPDATE,

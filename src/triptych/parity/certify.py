@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,7 @@ from triptych.core.spec import Spec
 from triptych.parity.observation import write_json
 from triptych.parity.plan import ALL_RUNGS, Plan
 from triptych.parity.prove import Proof, certificate, prove
+from triptych.parity.recipes import describe
 from triptych.parity.subject import as_precision
 
 
@@ -38,6 +40,25 @@ def certify(
         proofs.append(prove(plan, start, run / precision, progress))
         given = given if given is not None else proofs[-1].weights
     result = certificate(model, proofs)
+    write_json(run / "certificate.json", result)
+    return result
+
+
+def certify_recipe(name: str, plan: Plan, weights: Path | None, run: Path, progress: Callable[[str], None]) -> dict[str, Any]:
+    """Climb the ladder of a recipe's plan (`recipes.recipe_plan`) and return its certificate (also `run/certificate.json`).
+
+    Raises as `certify` does, and UsageError for a checkpoint of other classes, channels or size than the recipe's data.
+    """
+    given: Weights | None = None
+    if weights is not None:
+        spec, held = _checkpoint(plan.spec.name, weights)
+        if spec != plan.spec:
+            raise UsageError(
+                f"{weights} is of another shape than {name} trains: compare `triptych info` of the two; or leave --weights out"
+            )
+        given = as_precision(held, plan.precision)
+    proof = prove(dataclasses.replace(plan, calibrate=given is None), given, run / plan.precision, progress)
+    result = {**certificate(plan.spec.name, [proof]), "recipe": {"name": name, **describe(proof.plan)}}
     write_json(run / "certificate.json", result)
     return result
 

@@ -58,7 +58,7 @@ class Comparer:
     comparisons: list[Comparison] = field(default_factory=list)
     first: Comparison | None = None
     first_tensors: Values = field(default_factory=dict)
-    free: dict[tuple[str, str], list[float]] = field(default_factory=dict)
+    free: dict[str, dict[tuple[str, str], list[float]]] = field(default_factory=dict)
     context: dict[str, Values] = field(default_factory=dict)
     keep: bool = False
     kept: dict[tuple[str, int, int, str, str], Values] = field(default_factory=dict)
@@ -98,6 +98,8 @@ class Comparer:
         if head.rung != 7 or not head.name.startswith("adamw "):
             return values
         self._recent[head.group] = values
+        if head.name == "adamw updates":
+            self._recent["updates"] = values
         if head.group == "adamw_weight" and "exp_avg" in self._recent:
             return {name: value - self._implied(name, head.step, value) for name, value in values.items()}
         if head.group == "adamw_ema" and "adamw_weight" in self._recent and "exp_avg" in self._recent:
@@ -111,7 +113,8 @@ class Comparer:
         first, second = self._recent["exp_avg"][name], self._recent["exp_avg_sq"][name]
         if first.shape != like.shape or second.shape != like.shape:
             return np.zeros(like.shape)
-        return implied_update(self.plan, first, second, step)
+        updates = int(self._recent["updates"][name]) if "updates" in self._recent else step + 1
+        return implied_update(self.plan, first, second, step, updates)
 
     def _misaligned(self, names: list[str], row: tuple[Observation | None, ...]) -> Comparison:
         """A framework reports another tensor, or none, where the others report one."""
@@ -128,8 +131,9 @@ class Comparer:
         return comparison
 
     def _free_run(self, head: Observation, values: Values) -> None:
+        curves = self.free.setdefault(head.name.partition(" ")[0], {})
         for pair in itertools.combinations(values, 2):
-            curve = self.free.setdefault(pair, [])
+            curve = curves.setdefault(pair, [])
             curve.extend([0.0] * (head.step + 1 - len(curve)))
             curve[head.step] = max(curve[head.step], scaled_error(values[pair[0]], values[pair[1]]))
 
@@ -143,11 +147,14 @@ def worst_pair(values: Values) -> tuple[float, tuple[str, str]]:
     return errors[worst], pairs[worst]
 
 
-def implied_update(plan: Plan, exp_avg: np.ndarray, exp_avg_sq: np.ndarray, step: int) -> np.ndarray:
-    """The AdamW update -lr m̂ / (sqrt(v̂) + epsilon), float64, that a framework's own recorded moments imply (its bound)."""
+def implied_update(plan: Plan, exp_avg: np.ndarray, exp_avg_sq: np.ndarray, step: int, updates: int) -> np.ndarray:
+    """The AdamW update -lr m̂ / (sqrt(v̂) + epsilon), float64, that a framework's own recorded moments imply (its bound).
+
+    The rate is that of the step; bias corrections count the `updates`, which leave skipped steps out.
+    """
     adamw = plan.adamw.optimizer
     assert isinstance(adamw, AdamW)
-    rate, t = recipe.learning_rate(plan.adamw.schedule, step), step + 1
+    rate, t = recipe.learning_rate(plan.adamw.schedule, step), max(1, updates)
     first = np.asarray(exp_avg, np.float64) / (1.0 - adamw.beta1**t)
     second = np.sqrt(np.asarray(exp_avg_sq, np.float64)) / np.sqrt(1.0 - adamw.beta2**t)
     return np.asarray(-rate * first / (second + adamw.epsilon))
@@ -185,8 +192,8 @@ def _groups(comparisons: list[Comparison]) -> dict[str, dict[str, Any]]:
     return {name: {"worst_error": c.error, "tolerance": c.tolerance, "tensor": c.tensor, "step": c.step} for name, c in worst.items()}
 
 
-def free_run_row(plan: Plan, free: dict[tuple[str, str], list[float]], self_curves: list[list[float]]) -> dict[str, Any]:
-    """The certificate's row of rung 8: the largest ratio of a pair's divergence to the median self-divergence."""
+def free_run_row(plan: Plan, kind: str, free: dict[tuple[str, str], list[float]], self_curves: list[list[float]]) -> dict[str, Any]:
+    """The certificate's row of rung 8 for a recipe: the largest ratio of a pair's divergence to the median self-divergence."""
     typical = np.median(np.asarray(self_curves), axis=0)
     counted = [step for step in range(len(typical)) if 0.0 < typical[step] < tolerance.FREE_RUN_HORIZON]
     ratios = [(curve[step] / typical[step], pair, step) for pair, curve in free.items() for step in counted]
@@ -194,7 +201,8 @@ def free_run_row(plan: Plan, free: dict[tuple[str, str], list[float]], self_curv
     enough = len(counted) >= tolerance.FREE_RUN_MINIMUM_STEPS
     said = f"all weights after step {step}" if enough else "no evidence: fewer than 3 steps count"
     return {
-        "number": 8, "name": RUNGS[7].name, "precision": plan.precision, "worst_error": float(worst),
+        "number": 8, "name": RUNGS[7].name if kind == "sgd" else f"{RUNGS[7].name}, {kind}", "optimizer": kind,
+        "precision": plan.precision, "worst_error": float(worst),
         "tolerance": tolerance.FREE_RUN_RATIO, "tensor": said,
         "group": "ratio", "pair": list(pair), "passed": bool(enough and worst <= tolerance.FREE_RUN_RATIO),
         "tensors": sum(tensor.kind != "batch_counter" for tensor in plan.spec.tensors()),

@@ -26,17 +26,22 @@ from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import numpy as np
 
 from triptych.core import philox
+from triptych.core import recipe as formulas
 from triptych.core.errors import UsageError
-from triptych.core.recipe import SGD
-from triptych.core.spec import BlockSpec, Layer, Preprocessing, ResNetSpec, Spec
+from triptych.core.recipe import SGD, Recipe
+from triptych.core.sampling import Batch
+from triptych.core.spec import Preprocessing, Spec
+from triptych.data import Source
+from triptych.parity import places
+from triptych.parity.places import Select
 from triptych.parity.subject import Subject
 
 Plant = Callable[[Subject, str], Any]
-Select = Callable[[Spec], str | None]
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,6 +56,7 @@ class Fault:
     needs: str
     plant: Plant | None = None  # None: planted natively, by the rooms' `faults.PLANTINGS[name]`
     shows: Select | None = None  # the layer where it shows first, when that is not the layer it is planted in
+    earlier: int | None = None  # a rung before `rung` at which some rooms, whose seams are cut otherwise, show it already
 
 
 class LeftClean(Exception):
@@ -76,6 +82,16 @@ class Planted:
         return self.fault.rung
 
     @property
+    def rungs(self) -> tuple[int, ...]:
+        """The rungs at which catching it counts."""
+        return (self.rung,) if self.fault.earlier is None else (self.fault.earlier, self.rung)
+
+    @property
+    def leaves_pipeline(self) -> bool:
+        """Whether it is planted behind the input pipeline, which then need not be climbed again. Nobody knows of one from outside."""
+        return self.rung > 2 and self.fault.numerics > 0
+
+    @property
     def leaves_model(self) -> bool:
         """Whether it is planted beside the model: in the input pipeline, the loss or the optimizer."""
         return self.rung in (2, 5, 6)
@@ -87,59 +103,6 @@ class Planted:
         if planted is NotImplemented:
             raise LeftClean(self.fault.name)
         return planted if hasattr(planted, "__exit__") else contextlib.nullcontext()
-
-
-# --- Where to plant ----------------------------------------------------------------------------------------------------------
-
-
-def _first(match: Callable[[Layer], bool]) -> Select:
-    return lambda spec: next((layer.name for layer in spec.layers() if match(layer)), None)
-
-
-def _anywhere(spec: Spec) -> str | None:
-    return ""
-
-
-def _middle(op: str) -> Select:
-    """The middle layer of a kind: neither the first, which much feeds, nor the last, which feeds nothing."""
-
-    def select(spec: Spec) -> str | None:
-        names = [layer.name for layer in spec.layers() if layer.op == op]
-        return names[len(names) // 2] if names else None
-
-    return select
-
-
-def _block(match: Callable[[BlockSpec], bool]) -> Select:
-    def select(spec: Spec) -> str | None:
-        return next((block.name for block in spec.blocks() if match(block)), None) if isinstance(spec, ResNetSpec) else None
-
-    return select
-
-
-def _flattened_channels(spec: Spec) -> str | None:
-    return next((layer.name for layer in spec.layers() if layer.op == "flatten" and spec.in_channels > 1), None)
-
-
-def _shortcut(spec: Spec) -> str | None:
-    names = (layer.name for layer in spec.layers() if layer.op == "pad_shortcut" or layer.name.endswith("downsample.0"))
-    return next(names, None)
-
-
-def _before_shortcut(spec: Spec) -> str | None:
-    """The last layer with parameters before the shortcut's block: what a gradient that stops in the shortcut misses first."""
-    names = [layer.name for layer in spec.layers() if any(tensor.trainable for tensor in layer.tensors())]
-    block = (_shortcut(spec) or "").partition(".downsample")[0]
-    start = next((i for i, name in enumerate(names) if name.startswith(f"{block}.")), 0)
-    return names[start - 1] if block and start else None
-
-
-def _image_files(spec: Spec) -> str | None:
-    return "" if spec.in_channels in (1, 3) else None
-
-
-def _colour(spec: Spec) -> str | None:
-    return "" if spec.in_channels == 3 else None
 
 
 # --- Faults of plain data ----------------------------------------------------------------------------------------------------
@@ -221,6 +184,43 @@ def _normalize_by_reciprocal(subject: Subject, layer: str) -> None:
     subject.preprocess = reciprocal
 
 
+def _batches_of(change: Callable[[Source, Batch], Batch]) -> Plant:
+    """The pipeline is given other batches than the plan's."""
+
+    def plant(subject: Subject, layer: str) -> None:
+        right = subject.batches
+        subject.batches = lambda source, plan, *given: right(source, (change(source, batch) for batch in plan), *given)
+
+    return plant
+
+
+def _words_of_a_worker(source: Source, batch: Batch) -> Batch:
+    """What a worker's own generator gives: a function of what this worker has drawn before, not of the sample (numerics 23)."""
+    if batch.words is None:
+        return batch
+    return dataclasses.replace(batch, words=philox.bits(f"fault/worker/{batch.step}", batch.words.size).reshape(batch.words.shape))
+
+
+def _labels_by_the_other_share(source: Source, batch: Batch) -> Batch:
+    """The targets of mixed images with share and 1 - share exchanged; the pixels stay (numerics 37)."""
+    if batch.mix is None:
+        return batch
+    own = np.eye(batch.targets.shape[1])[source.labels[batch.indices]]
+    share, partners = batch.mix.share, own[batch.mix.partner]
+    return dataclasses.replace(batch, targets=(1.0 - share) * own + share * partners)
+
+
+def _micro_batches(share: Callable[[float, int], float]) -> Plant:
+    """Micro-batches that count by another share: a function of the right one and of how many there are."""
+    right = formulas.micro_batches
+
+    def wrong(recipe: Recipe, samples: int) -> list[tuple[slice, float]]:
+        parts = right(recipe, samples)
+        return [(part, share(of_samples, len(parts))) for part, of_samples in parts]
+
+    return lambda subject, layer: patch.object(formulas, "micro_batches", wrong)
+
+
 @contextlib.contextmanager
 def _relu_missing(subject: Subject, layer: str) -> Iterator[None]:
     with subject.intercept(layer, lambda native, call, x: x):
@@ -229,76 +229,87 @@ def _relu_missing(subject: Subject, layer: str) -> Iterator[None]:
 
 # --- The table ---------------------------------------------------------------------------------------------------------------
 
-_BATCH_NORM, _CONV, _NO_BN = _middle("batch_norm"), _middle("conv"), "a BatchNorm layer"
-_STRIDED = _first(lambda layer: layer.op == "conv" and layer.stride == 2 and layer.kernel == 3)
-_MAX_POOL = _first(lambda layer: layer.op == "max_pool")
-_PAD = _first(lambda layer: layer.op == "pad_shortcut")
-_V1 = _block(lambda block: block.kind == "bottleneck" and block.stride == 2)
-_LINEAR = _middle("linear")
+_BATCH_NORM, _CONV, _NO_BN = places.middle("batch_norm"), places.middle("conv"), "a BatchNorm layer"
+_STRIDED = places.first(lambda layer: layer.op == "conv" and layer.stride == 2 and layer.kernel == 3)
+_MAX_POOL = places.first(lambda layer: layer.op == "max_pool")
+_PAD = places.first(lambda layer: layer.op == "pad_shortcut")
+_V1 = places.block(lambda block: block.kind == "bottleneck" and block.stride == 2)
+_LINEAR = places.middle("linear")
 
 FAULTS: tuple[Fault, ...] = (
     Fault("kernel_transposed", 11, "a convolution kernel's height and width exchanged by the converter", 1, _STRIDED, "a 3x3 convolution",
           _change_tensor("weight", lambda w: w.swapaxes(2, 3))),
     Fault("gamma_beta_swapped", 11, "BatchNorm's gamma and beta exchanged by the converter", 1, _BATCH_NORM, _NO_BN, _swap_gamma_beta),
     Fault("native_initializer", 24, "a layer keeps the framework's own initial weights", 1, _LINEAR, "a linear layer", _native_initializer),
-    Fault("jpeg_fast_dct", 19, "JPEG decoded with the fast inverse transform", 2, _image_files, "image files"),
-    Fault("channels_reversed", 11, "BGR in place of RGB", 2, _colour, "colour images", _channels_reversed),
-    Fault("resize_no_antialias", 20, "resize without antialiasing", 2, _image_files, "image files"),
-    Fault("resize_uint8", 21, "resize rounds to integers", 2, _image_files, "image files"),
-    Fault("crop_off_by_one", 22, "the crop's corner rounded the other way", 2, _image_files, "image files", _crop_off_by_one),
-    Fault("normalize_without_mean", 22, "scaled but not centred", 2, _anywhere, "images", _normalize_without_mean),
-    Fault("normalize_by_reciprocal", 36, "divisions replaced by multiplication with the rounded reciprocal", 2, _anywhere, "images",
+    Fault("jpeg_fast_dct", 19, "JPEG decoded with the fast inverse transform", 2, places.image_files, "image files"),
+    Fault("channels_reversed", 11, "BGR in place of RGB", 2, places.colour, "colour images", _channels_reversed),
+    Fault("resize_no_antialias", 20, "resize without antialiasing", 2, places.image_files, "image files"),
+    Fault("resize_uint8", 21, "resize rounds to integers", 2, places.image_files, "image files"),
+    Fault("crop_off_by_one", 22, "the crop's corner rounded the other way", 2, places.image_files, "image files", _crop_off_by_one),
+    Fault("normalize_without_mean", 22, "scaled but not centred", 2, places.anywhere, "images", _normalize_without_mean),
+    Fault("normalize_by_reciprocal", 36, "divisions replaced by multiplication with the rounded reciprocal", 2, places.anywhere, "images",
           _normalize_by_reciprocal),
+    Fault("augmentation_per_worker", 23, "augmentation drawn from a stream of each worker's own", 2, places.anywhere, "images",
+          _batches_of(_words_of_a_worker)),
+    Fault("jitter_brightness_adds", 32, "brightness added in place of multiplied", 2, places.image_files, "image files"),
+    Fault("jitter_native_contrast", 32, "contrast about each channel's own mean", 2, places.colour, "colour images"),
+    Fault("mix_share_swapped", 37, "labels mixed by the partner's share", 2, places.anywhere, "images",
+          _batches_of(_labels_by_the_other_share)),
     Fault("conv_same_padding", 1, "SAME padding at stride 2: the odd pixel goes behind", 3, _STRIDED, "a 3x3 convolution with stride 2"),
     Fault("max_pool_same_padding", 3, "SAME in the stem's max-pool: same shape, other windows", 3, _MAX_POOL, "a max-pool"),
     Fault("batch_norm_epsilon", 4, "Keras' BatchNorm epsilon 1e-3", 3, _BATCH_NORM, _NO_BN),
     Fault("batch_norm_batch_statistics_in_eval", 5, "a forgotten eval mode: batch statistics in inference", 3, _BATCH_NORM, _NO_BN),
     Fault("stride_on_first_convolution", 10, "v1 in place of v1.5: the stride on the first 1x1", 3, _V1, "a strided bottleneck"),
-    Fault("flatten_native_order", 11, "flattened as (H, W, C)", 3, _flattened_channels, "a flatten of several channels"),
+    Fault("flatten_native_order", 11, "flattened as (H, W, C)", 3, places.flattened_channels, "a flatten of several channels"),
     Fault("low_precision_layer", 28, "one layer computed in bfloat16, as TF32-like defaults do", 3, _CONV, "a convolution"),
     Fault("pad_shortcut_one_side", 1, "option A pads all new channels behind", 3, _PAD, "an option-A shortcut"),
     Fault("pad_shortcut_average_pool", 27, "option A averages in place of subsampling", 3, _PAD, "an option-A shortcut"),
-    Fault("dropout_in_eval", 23, "dropout left on in inference", 3, _middle("relu"), "an activation"),
-    Fault("relu_missing", 10, "an activation forgotten", 3, _middle("relu"), "an activation", _relu_missing),
+    Fault("dropout_in_eval", 23, "dropout left on in inference", 3, places.middle("relu"), "an activation"),
+    Fault("relu_missing", 10, "an activation forgotten", 3, places.middle("relu"), "an activation", _relu_missing),
     Fault("batch_norm_frozen_in_training", 5, "running statistics used in training", 4, _BATCH_NORM, _NO_BN),
     Fault("batch_norm_fast_variance", 7, "batch variance as E[x²] - E[x]²", 4, _BATCH_NORM, _NO_BN),
     Fault("batch_norm_momentum", 5, "BatchNorm momentum weighs the old in place of the new", 4, _BATCH_NORM, _NO_BN),
     Fault("batch_norm_biased_variance", 6, "biased running variance", 4, _BATCH_NORM, _NO_BN),
-    Fault("label_smoothing_missing", 17, "label smoothing forgotten", 5, _anywhere, "a loss", _recipe(label_smoothing=0.0)),
-    Fault("label_smoothing_other_classes", 17, "smoothing mass on the other classes only", 5, _anywhere, "a loss"),
-    Fault("loss_float32", 31, "the loss computed in float32", 5, _anywhere, "a loss"),
-    Fault("loss_sum", 29, "the loss summed in place of averaged", 5, _anywhere, "a loss"),
-    Fault("gradient_stopped_shortcut", 33, "no gradient through a shortcut", 5, _shortcut, "a shortcut that changes shape",
-          shows=_before_shortcut),
-    Fault("momentum_convention", 12, "Keras' momentum: the learning rate inside the velocity", 6, _anywhere, "an optimizer"),
-    Fault("nesterov_formula", 13, "a wrong Nesterov update", 6, _anywhere, "an optimizer"),
-    Fault("nesterov_missing", 13, "plain momentum in place of Nesterov", 6, _anywhere, "an optimizer", _no_nesterov),
-    Fault("weight_decay_decoupled", 14, "SGD with decoupled weight decay", 6, _anywhere, "an optimizer"),
-    Fault("weight_decay_missing", 14, "weight decay forgotten", 6, _anywhere, "an optimizer", _no_weight_decay),
-    Fault("decay_norm_and_bias", 14, "weight decay on BatchNorm, biases", 6, _anywhere, "an optimizer", _recipe(decay_norm_and_bias=True)),
-    Fault("adam_epsilon_hat", 15, "AdamW's epsilon inside the bias correction", 6, _anywhere, "an optimizer"),
-    Fault("schedule_off_by_one", 16, "the schedule read one step late", 6, _anywhere, "an optimizer", _schedule_off_by_one),
-    Fault("learning_rate_float32", 31, "the learning rate held in float32", 6, _anywhere, "an optimizer", _learning_rate_float32),
-    Fault("ema_decay_complement", 16, "the average weighs the new by the decay", 6, _anywhere, "an optimizer", _recipe(ema_decay=0.1)),
-    Fault("ema_before_step", 16, "the moving average takes the weights before the update", 6, _anywhere, "an optimizer"),
+    Fault("label_smoothing_missing", 17, "label smoothing forgotten", 5, places.anywhere, "a loss", _recipe(label_smoothing=0.0)),
+    Fault("label_smoothing_other_classes", 17, "smoothing mass on the other classes only", 5, places.anywhere, "a loss"),
+    Fault("loss_float32", 31, "the loss computed in float32", 5, places.anywhere, "a loss"),
+    Fault("loss_sum", 29, "the loss summed in place of averaged", 5, places.anywhere, "a loss"),
+    Fault("accumulation_sum", 29, "gradients of micro-batches summed in place of averaged", 5, places.anywhere, "a loss",
+          _micro_batches(lambda share, parts: 1.0)),
+    Fault("accumulation_mean_of_means", 29, "an uneven last micro-batch counts as much as a whole one", 5, places.anywhere, "a loss",
+          _micro_batches(lambda share, parts: 1.0 / parts)),
+    Fault("gradient_stopped_shortcut", 33, "no gradient through a shortcut", 5, places.shortcut, "a shortcut that changes shape",
+          shows=places.before_shortcut),
+    Fault("momentum_convention", 12, "Keras' momentum: the learning rate inside the velocity", 6, places.anywhere, "an optimizer"),
+    Fault("nesterov_formula", 13, "a wrong Nesterov update", 6, places.anywhere, "an optimizer"),
+    Fault("nesterov_missing", 13, "plain momentum in place of Nesterov", 6, places.anywhere, "an optimizer", _no_nesterov),
+    Fault("weight_decay_decoupled", 14, "SGD with decoupled weight decay", 6, places.anywhere, "an optimizer"),
+    Fault("weight_decay_missing", 14, "weight decay forgotten", 6, places.anywhere, "an optimizer", _no_weight_decay),
+    Fault("decay_norm_and_bias", 14, "weight decay on BatchNorm, biases", 6, places.anywhere, "an optimizer",
+          _recipe(decay_norm_and_bias=True)),
+    Fault("adam_epsilon_hat", 15, "AdamW's epsilon inside the bias correction", 6, places.anywhere, "an optimizer"),
+    Fault("schedule_off_by_one", 16, "the schedule read one step late", 6, places.anywhere, "an optimizer", _schedule_off_by_one),
+    Fault("learning_rate_float32", 31, "the learning rate held in float32", 6, places.anywhere, "an optimizer", _learning_rate_float32),
+    Fault("ema_decay_complement", 16, "the average weighs the new by the decay", 6, places.anywhere, "an optimizer",
+          _recipe(ema_decay=0.1)),
+    Fault("ema_before_step", 16, "the moving average takes the weights before the update", 6, places.anywhere, "an optimizer"),
+    Fault("clip_no_epsilon", 18, "clipped by the bare norm, without PyTorch's 1e-6", 6, places.anywhere, "an optimizer"),
+    Fault("clip_per_tensor", 18, "each gradient clipped by its own norm", 6, places.anywhere, "an optimizer"),
+    # PyTorch's GradScaler scales and unscales also the gradients that `apply` is given.
+    Fault("clip_before_unscale", 18, "clipped while multiplied by the loss scale", 7, places.anywhere, "an optimizer", earlier=6),
 )  # fmt: skip
 
 NOT_EXPRESSIBLE: dict[int, str] = {
     2: "zero padding before the stem's max-pool: harmless behind a ReLU, where no value is below zero; no catalogued model pools elsewhere",
     8: "LayerNorm epsilon: no catalogued model has a LayerNorm yet (ViT, planned)",
     9: "GELU approximation: no catalogued model has a GELU yet (ViT, planned)",
-    18: "gradient clipping: planted in the tests of each room; the recipes of the ladder do not clip yet",
     25: "LSTM gate order and biases: no catalogued model has an LSTM yet (text_image, planned)",
     26: "attention mask constant, softmax dtype: no catalogued model has attention yet (planned)",
     30: "metric traps: a property of the comparer, not of a framework; tests/parity/test_compare.py plants them there",
-    32: "colour jitter: planted in the tests of each room; the ladder does not climb training transforms yet",
     34: "layout noise: the yardstick of float32 claims, not a fault",
     35: "thread counts: recorded with every result, not a fault",
 }
 """Rows of docs/numerics.md that nothing in the catalogue can express, with the reason."""
-
-IN_ROOM_TESTS = ("clip_before_unscale", "clip_no_epsilon", "clip_per_tensor", "jitter_brightness_adds", "jitter_native_contrast")
-"""Plantings of every room that its own tests catch: the ladder climbs neither clipping nor training transforms yet."""
 
 
 def find(name: str, spec: Spec) -> Planted:
@@ -307,7 +318,7 @@ def find(name: str, spec: Spec) -> Planted:
     Raises UsageError for an unknown name, or when the spec cannot express it.
     """
     if ":" in name:
-        return Planted(Fault(name, 0, "planted from outside", 7, _anywhere, "", _external(name)), "", "")
+        return Planted(Fault(name, 0, "planted from outside", 7, places.anywhere, "", _external(name)), "", "")
     fault = next((row for row in FAULTS if row.name == name), None)
     if fault is None:
         raise UsageError(f"unknown fault {name!r}; choose from {', '.join(row.name for row in FAULTS)}, all, or FILE:function")

@@ -9,11 +9,14 @@ import json
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 
 from triptych.core import catalog, philox, recipe
+from triptych.core.contract import DEFAULT_EXECUTION, Execution
+from triptych.core.difference import SKETCH
+from triptych.core.preprocess import ColorJitter, RandomErasing, RandomResizedCrop, Transforms
 from triptych.core.recipe import SGD, AdamW, Recipe, Schedule
 from triptych.core.spec import Preprocessing, Spec, from_dict, to_dict
 
@@ -23,11 +26,17 @@ ALL_RUNGS = (1, 2, 3, 4, 5, 6, 7, 8)
 SCHEDULE = Schedule(peak=2e-3, warmup_steps=4, total_steps=40)
 SGD_RECIPE = Recipe(SGD(momentum=0.9, nesterov=True, weight_decay=5e-4), SCHEDULE, global_batch_size=4, label_smoothing=0.1, ema_decay=0.9)
 ADAMW_RECIPE = Recipe(AdamW(weight_decay=1e-2), SCHEDULE, global_batch_size=4, label_smoothing=0.1, ema_decay=0.9)
+TRANSFORMS = Transforms(RandomResizedCrop(), 0, 0.5, ColorJitter(0.4, 0.4, 0.4, 0.1), RandomErasing(), mixup=0.2, cutmix=1.0)
+"""Of rung 2, when no recipe names others: each one on, the padded crop excepted, which is shown beside them."""
 
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """One climb of the ladder in one precision. `frameworks[0]` is the reference: it calibrates and writes the trajectory."""
+    """One climb of the ladder in one precision. `frameworks[0]` is the reference: it calibrates and writes the trajectory.
+
+    With `data` the training rungs step on batches of that data, transformed by `transforms`, which the reference's pipeline makes once
+    for all; without, on normal noise. `free` names the recipes of rung 8, of which `sketch` elements of each tensor are kept at every step.
+    """
 
     spec: Spec
     frameworks: tuple[str, ...]
@@ -41,8 +50,14 @@ class Plan:
     adamw_steps: int = 3
     free_steps: int = 6
     perturbations: int = 5
+    free: tuple[str, ...] = ("sgd",)
+    sketch: int = SKETCH
     sgd: Recipe = SGD_RECIPE
     adamw: Recipe = ADAMW_RECIPE
+    transforms: Transforms = TRANSFORMS
+    data: str | None = None
+    uneven: Literal["drop", "pad"] = "drop"
+    execution: Execution = DEFAULT_EXECUTION
     calibrate: bool = True
     faults: tuple[str, ...] = ()
     trajectory: str = "trajectory"
@@ -54,10 +69,17 @@ class Plan:
         """The spec at the image size of rungs 4 to 8."""
         return catalog.with_options(self.spec, image_size=self.spec.proof_image_size)
 
+    @property
+    def recipes(self) -> dict[str, Recipe]:
+        """The two recipes by their optimizers."""
+        return {"sgd": self.sgd, "adamw": self.adamw}
+
     def to_json(self) -> dict[str, Any]:
         """Plain data; `Plan.from_json` is its inverse."""
         fields = {f.name: getattr(self, f.name) for f in dataclasses.fields(self)}
-        return {**fields, "schema": 1, "spec": to_dict(self.spec), "sgd": recipe.to_dict(self.sgd), "adamw": recipe.to_dict(self.adamw)}
+        recipes = {kind: recipe.to_dict(each) for kind, each in self.recipes.items()}
+        parts = {"transforms": dataclasses.asdict(self.transforms), "execution": dataclasses.asdict(self.execution)}
+        return {**fields, "schema": 1, "spec": to_dict(self.spec), **recipes, **parts}
 
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> Plan:
@@ -65,7 +87,19 @@ class Plan:
         fields: dict[str, Any] = {key: tuple(value) if isinstance(value, list) else value for key, value in data.items() if key != "schema"}
         fields["spec"] = from_dict(fields["spec"])
         fields["sgd"], fields["adamw"] = recipe.from_dict(fields["sgd"]), recipe.from_dict(fields["adamw"])
+        fields["transforms"], fields["execution"] = _transforms(fields["transforms"]), Execution(**fields["execution"])
         return cls(**fields)
+
+
+def _transforms(data: Mapping[str, Any]) -> Transforms:
+    """What `dataclasses.asdict` and JSON made of transforms."""
+    kinds: dict[str, Any] = {"random_resized_crop": RandomResizedCrop, "jitter": ColorJitter, "erasing": RandomErasing}
+    parts = {
+        name: kind(**{key: tuple(value) if isinstance(value, list) else value for key, value in data[name].items()})
+        for name, kind in kinds.items()
+        if data[name] is not None
+    }
+    return Transforms(**{**data, **parts})
 
 
 def forward_images(plan: Plan) -> np.ndarray:
@@ -90,10 +124,10 @@ def encoded_images(preprocessing: Preprocessing) -> dict[str, bytes]:
         "square.jpg": (crop, crop),
         "small.png": (crop // 2 + 5, crop // 2 + 9),
     }
-    return {name: _encode(_picture(name, height, width, preprocessing.channels), name) for name, (height, width) in shapes.items()}
+    return {name: _encode(picture(name, height, width, preprocessing.channels), name) for name, (height, width) in shapes.items()}
 
 
-def _picture(name: str, height: int, width: int, channels: int) -> np.ndarray:
+def picture(name: str, height: int, width: int, channels: int) -> np.ndarray:
     """Smooth noise with edges: sums of blocks of three sizes, full range, uint8."""
     total = np.zeros((height, width, channels))
     for cell, weight in ((32, 120.0), (8, 90.0), (1, 45.0)):
@@ -114,7 +148,7 @@ def _encode(picture: np.ndarray, name: str) -> bytes:
 def pictures(preprocessing: Preprocessing) -> dict[str, np.ndarray]:
     """uint8 images for rung 2 of models whose channels no image file has."""
     crop = preprocessing.crop
-    return {"array": _picture("array", crop + 3, crop + 14, preprocessing.channels)}
+    return {"array": picture("array", crop + 3, crop + 14, preprocessing.channels)}
 
 
 def spec_sha256(spec: Spec) -> str:

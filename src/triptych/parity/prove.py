@@ -45,7 +45,7 @@ class Proof:
         rows = rung_rows(self.plan, self.comparer.comparisons, pairs)
         if 8 in self.plan.rungs and self.comparer.free:
             curves = self.summaries[self.plan.frameworks[0]]["self_divergence"]
-            rows.append(free_run_row(self.plan, self.comparer.free, curves))
+            rows += [free_run_row(self.plan, kind, free, curves[kind]) for kind, free in self.comparer.free.items()]
         return rows
 
     @property

@@ -17,6 +17,7 @@ from triptych.core.contract import Converted, TrainingState
 from triptych.core.difference import scaled_error, sketch
 from triptych.core.initialize import Weights
 from triptych.core.spec import Spec
+from triptych.parity import pipeline
 from triptych.parity import plan as plans
 from triptych.parity.observation import Observation
 from triptych.parity.subject import Subject, as_precision, give_back, initial_state
@@ -60,7 +61,7 @@ def climb(subject: Subject, trajectory: Trajectory, rungs: tuple[int, ...]) -> I
             yield from synchronised_steps(subject, trajectory)
         elif number in _CLIMBERS:
             yield from _CLIMBERS[number](subject)
-        if number == 3:
+        if number >= 3:
             subject.release()
         give_back()
 
@@ -75,7 +76,7 @@ def names_and_weights(subject: Subject) -> Iterator[Observation]:
 
 
 def preprocessing(subject: Subject) -> Iterator[Observation]:
-    """Rung 2: files decoded, resized and normalized natively, stage by stage."""
+    """Rung 2: files decoded, resized and normalized natively, stage by stage; then training batches, transform by transform."""
     recipe = subject.preprocessing
     if recipe.channels not in (1, 3):
         images = plans.pictures(recipe)
@@ -91,6 +92,7 @@ def preprocessing(subject: Subject) -> Iterator[Observation]:
     kept = dataclasses.replace(recipe, resize_short_side=None)
     whole = plans.pictures(kept)["array"][: recipe.crop, : recipe.crop]
     yield Observation(2, "unresized", "array normalized", subject.preprocess(whole, kept))
+    yield from pipeline.observe(subject)
 
 
 def forward_eval(subject: Subject) -> Iterator[Observation]:
@@ -132,7 +134,7 @@ def optimizer_alone(subject: Subject) -> Iterator[Observation]:
             {name: (name, like) for name, like in _parameters(subject).items()},
             lambda held: _noise(subject, f"gradient/{held[0]}", held[1], 1e-2),
         )
-        trainer.apply(gradients, subject.learning_rate(subject.plan.sgd.schedule, MIDDLE))
+        trainer.apply(gradients, subject.learning_rate(subject.plan.recipes[kind].schedule, MIDDLE))
         yield from _state(6, subject, kind, trainer.view(), MIDDLE)
         del trainer  # so that the next one finds its memory free
 
@@ -161,22 +163,23 @@ def synchronised_steps(subject: Subject, trajectory: Trajectory) -> Iterator[Obs
         del trainer
 
 
-def free_run(subject: Subject, weights: Weights) -> Iterator[list[np.ndarray]]:
-    """Rung 8: a sketch of all weights and statistics after each step of a run of this framework on its own."""
-    trainer = subject.trainer_from("sgd", initial_state(subject.recipes["sgd"], weights, subject.training_spec))
-    for step in range(subject.plan.free_steps):
-        rate = FREE_RATE[subject.precision] * subject.learning_rate(subject.recipes["sgd"].schedule, step)
+def free_run(subject: Subject, kind: str, weights: Weights) -> Iterator[list[np.ndarray]]:
+    """Rung 8: a sketch of all weights and statistics after each step of a run of this framework on its own, by recipe `kind`."""
+    plan, spec, recipe = subject.plan, subject.training_spec, subject.recipes[kind]
+    trainer = subject.trainer_from(kind, initial_state(recipe, weights, spec))
+    for step in range(plan.free_steps):
+        rate = FREE_RATE[subject.precision] * subject.learning_rate(recipe.schedule, step)
         trainer.step(*_training_images(subject, step), rate)
         held = trainer.view().weights
-        yield [sketch(held[tensor.name]) for tensor in subject.plan.training_spec.tensors() if tensor.kind != "batch_counter"]
+        yield [sketch(held[tensor.name], plan.sketch) for tensor in spec.tensors() if tensor.kind != "batch_counter"]
 
 
-def self_divergence(subject: Subject, base: list[list[np.ndarray]]) -> list[list[float]]:
+def self_divergence(subject: Subject, kind: str, base: list[list[np.ndarray]]) -> list[list[float]]:
     """Curves, one a perturbation: how far `base`, a free run, strays from itself when its initial weights move by one unit in the last
     place."""
     curves = []
     for number in range(subject.plan.perturbations):
-        run = free_run(subject, initialize.one_ulp_away(subject.training_spec, subject.weights, number))
+        run = free_run(subject, kind, initialize.one_ulp_away(subject.training_spec, subject.weights, number))
         curves.append([max(map(scaled_error, now, then)) for now, then in zip(run, base, strict=True)])
     return curves
 
@@ -199,8 +202,13 @@ def _probes(subject: Subject) -> Weights:
 
 
 def _state(rung: int, subject: Subject, kind: str, state: TrainingState, step: int) -> Iterator[Observation]:
-    """Per tensor: slots, then the weight they lead to, then its average."""
-    recipe = subject.plan.sgd if kind == "sgd" else subject.plan.adamw
+    """Counts; then per tensor: slots, then the weight they lead to, then its average."""
+    recipe = subject.plan.recipes[kind]
+    counts: dict[str, int | float | None] = {"updates": state.step}
+    if recipe.loss_scaling is not None:
+        counts |= {"loss scale": state.loss_scale, "good steps": state.good_steps}
+    for name, count in counts.items():
+        yield Observation(rung, "counter", f"{kind} {name}", np.empty(0) if count is None else np.asarray(count), step)
     for tensor in subject.plan.training_spec.tensors():
         if tensor.trainable:
             for slot in recipe.optimizer.slots:
@@ -226,7 +234,8 @@ def _arbitrary_state(subject: Subject, kind: str, step: int) -> TrainingState:
     recipe, weights = subject.recipes[kind], subject.weights
     slots = {slot: {name: moment(slot, name, like) for name, like in _parameters(subject).items()} for slot in recipe.optimizer.slots}
     ema = {} if recipe.ema_decay is None else {name: average(name, value) for name, value in weights.items()}
-    return TrainingState(weights, slots, ema, step)
+    start = initial_state(recipe, weights, subject.training_spec)
+    return dataclasses.replace(start, slots=slots, ema=ema, step=step)
 
 
 def _noise(subject: Subject, stream: str, like: np.ndarray, scale: float) -> np.ndarray:
@@ -240,8 +249,8 @@ def _parameters(subject: Subject) -> Weights:
 
 
 def _training_images(subject: Subject, step: int) -> tuple[np.ndarray, np.ndarray]:
-    images, labels = plans.training_batch(subject.plan, step)
-    return subject.as_input(images), labels
+    images, targets = subject.training_batch(step)
+    return subject.as_input(images), targets
 
 
 def _cast(state: TrainingState, subject: Subject) -> TrainingState:
@@ -249,7 +258,8 @@ def _cast(state: TrainingState, subject: Subject) -> TrainingState:
     if precision == subject.plan.precision:
         return state  # as recorded, each tensor read when it is asked for
     slots = {slot: as_precision(values, precision) for slot, values in state.slots.items()}
-    return TrainingState(as_precision(state.weights, precision), slots, as_precision(state.ema, precision), state.step)
+    weights, ema = as_precision(state.weights, precision), as_precision(state.ema, precision)
+    return dataclasses.replace(state, weights=weights, slots=slots, ema=ema)
 
 
 def _get(values: Mapping[str, np.ndarray], name: str) -> np.ndarray:

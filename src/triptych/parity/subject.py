@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import functools
 import gc
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
@@ -16,6 +17,7 @@ from triptych.core.initialize import Weights
 from triptych.core.preprocess import Geometry
 from triptych.core.recipe import Recipe, Schedule
 from triptych.core.spec import Preprocessing, Spec
+from triptych.parity import plan as plans
 from triptych.parity.plan import Plan
 
 
@@ -23,7 +25,7 @@ class Subject:
     """What the rungs climb. A fault may replace any public attribute, patch the room, or intercept a layer.
 
     `spec`, `training_spec`, `recipes`, `weights` and `preprocessing` are read when the model or trainer is first asked for;
-    `decode`, `resize`, `preprocess` and `learning_rate` are called through the subject.
+    `decode`, `resize`, `preprocess`, `batches`, `training_batch` and `learning_rate` are called through the subject.
     """
 
     def __init__(
@@ -39,11 +41,13 @@ class Subject:
         self.spec: Spec = plan.spec
         self.training_spec: Spec = plan.training_spec
         self.preprocessing: Preprocessing = plan.spec.preprocessing
-        self.recipes: dict[str, Recipe] = {"sgd": plan.sgd, "adamw": plan.adamw}
+        self.recipes: dict[str, Recipe] = plan.recipes
         self.weights: Weights = as_precision(weights, self.precision)
         self.decode: Callable[[bytes, int], np.ndarray] = self.room.decode
         self.resize: Callable[[np.ndarray, Geometry], np.ndarray] = self.room.resize
         self.preprocess: Callable[[np.ndarray, Preprocessing], np.ndarray] = self.room.preprocess
+        self.batches: Callable[..., Iterator[tuple[np.ndarray, np.ndarray]]] = self.room.batches
+        self.training_batch: Callable[[int], tuple[np.ndarray, np.ndarray]] = functools.partial(plans.training_batch, plan)
         self.geometry: Callable[[Preprocessing, int, int], Geometry] = preprocess.geometry
         self.learning_rate: Callable[[Schedule, int], float] = recipe.learning_rate
         self._models: dict[Spec, Model] = {} if model is None else {self.spec: model}
@@ -83,7 +87,7 @@ class Subject:
         if kind not in self._trainers:
             self._trainers.clear()
             give_back()
-            self._trainers[kind] = self.room.create_trainer(self.training_model, self.recipes[kind])
+            self._trainers[kind] = self.room.create_trainer(self.training_model, self.recipes[kind], self.plan.execution)
         return self._trainers[kind]
 
     def trainer_from(self, kind: str, state: TrainingState | None = None) -> Trainer:
@@ -118,10 +122,11 @@ def as_precision(weights: Mapping[str, np.ndarray], precision: str) -> Weights:
 
 
 def initial_state(recipe_: Recipe, weights: Weights, spec: Spec) -> TrainingState:
-    """Step 0: slots zero, the average equal to the weights."""
+    """Step 0: slots zero, the average equal to the weights, the loss scale at its first value."""
     parameters = [tensor.name for tensor in spec.parameters()]
     slots = {slot: {name: np.zeros_like(weights[name]) for name in parameters} for slot in recipe_.optimizer.slots}
-    return TrainingState(dict(weights), slots, dict(weights) if recipe_.ema_decay is not None else {}, 0)
+    ema = dict(weights) if recipe_.ema_decay is not None else {}
+    return TrainingState(dict(weights), slots, ema, 0, recipe_.loss_scaling.initial if recipe_.loss_scaling else None)
 
 
 def calibrate(subject: Subject, images: np.ndarray) -> Weights:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Protocol
@@ -58,7 +59,7 @@ class FileTrajectory:
         """Record the state after `step`, once the one before has been read by all."""
         self.close()
         self.last = self._path(kind, step)
-        write_tensors(self.last, flatten(state), {"step": str(state.step)})
+        write_tensors(self.last, flatten(state), counts(state))
 
     def close(self) -> None:
         """Wait until the last state has been read by all, and delete it."""
@@ -76,7 +77,7 @@ class FileTrajectory:
         path = self._path(kind, step)
         self.before_wait()
         wait_until(path.exists)
-        state = unflatten(StoredTensors(path), step + 1)
+        state = unflatten(StoredTensors(path))
         if not self.keep:
             self._mark(path, self.framework).touch()
         return state
@@ -97,7 +98,14 @@ def flatten(state: TrainingState) -> dict[str, np.ndarray]:
     return flat | {f"ema/{name}": value for name, value in state.ema.items()}
 
 
-def unflatten(flat: StoredTensors, step: int) -> TrainingState:
-    """The inverse of `flatten`, of tensors that stay in their file."""
-    slots = dict.fromkeys(name.split("/")[1] for name in flat if name.startswith("slots/"))
-    return TrainingState(flat.under("weights"), {slot: flat.under(f"slots/{slot}") for slot in slots}, flat.under("ema"), step)
+def counts(state: TrainingState) -> dict[str, str]:
+    """What of a state is no tensor, as a file's metadata."""
+    return {"step": str(state.step), "loss_scale": json.dumps(state.loss_scale), "good_steps": str(state.good_steps)}
+
+
+def unflatten(flat: StoredTensors) -> TrainingState:
+    """The inverse of `flatten` and `counts`, of tensors that stay in their file."""
+    names = dict.fromkeys(name.split("/")[1] for name in flat if name.startswith("slots/"))
+    slots = {slot: flat.under(f"slots/{slot}") for slot in names}
+    step, scale, good_steps = (json.loads(flat.metadata[name]) for name in ("step", "loss_scale", "good_steps"))
+    return TrainingState(flat.under("weights"), slots, flat.under("ema"), step, scale, good_steps)

@@ -20,7 +20,7 @@ from safetensors.numpy import load_file
 from triptych.core import contract, initialize
 from triptych.core.contract import Model
 from triptych.core.initialize import Weights
-from triptych.parity import faults, rungs
+from triptych.parity import faults, pipeline, rungs
 from triptych.parity import plan as plans
 from triptych.parity.observation import Observation, ShardWriter, wait_until, write_json, write_tensors
 from triptych.parity.plan import Plan
@@ -64,20 +64,32 @@ def _climb(run_directory: Path, plan: Plan, framework: str, weights: Weights, wr
     if plan.faults:
         for observation in _faulty(plan, framework, weights, trajectory):
             writer.write(observation)
-        return {"self_divergence": []}
+        return {"self_divergence": {}}
     subject = Subject(framework, plan, weights)
+    if plan.data:
+        subject.training_batch = _training_batches(run_directory, subject)
     for observation in rungs.climb(subject, trajectory, plan.rungs):
         writer.write(observation)
     writer.flush()
     trajectory.close()
     for observation in _context(subject, plan):
         writer.write(observation)
-    run = list(rungs.free_run(subject, subject.weights)) if 8 in plan.rungs else []
-    for step, sketches in enumerate(run):
-        for number, value in enumerate(sketches):
-            writer.write(Observation(8, "free", f"sketch {number}", value, step))
+    runs = {kind: list(rungs.free_run(subject, kind, subject.weights)) for kind in plan.free} if 8 in plan.rungs else {}
+    for kind, run in runs.items():
+        for step, sketches in enumerate(run):
+            for number, value in enumerate(sketches):
+                writer.write(Observation(8, "free", f"{kind} sketch {number}", value, step))
     writer.flush()
-    return {"self_divergence": rungs.self_divergence(subject, run) if reference and run else []}
+    return {"self_divergence": {kind: rungs.self_divergence(subject, kind, run) for kind, run in runs.items()} if reference else {}}
+
+
+def _training_batches(run_directory: Path, subject: Subject) -> pipeline.BatchOf:
+    """The batches of the training rungs: made once, by the reference, and read by all."""
+    path = run_directory / "batches.safetensors"
+    if subject.framework == subject.plan.frameworks[0] and not path.exists():
+        pipeline.write_batches(subject, path)
+    wait_until(path.exists)
+    return pipeline.read_batches(path)
 
 
 def _context(subject: Subject, plan: Plan) -> Iterator[Observation]:
@@ -130,7 +142,7 @@ def _one_fault(fault: faults.Planted, create: Callable[[str], Subject], plan: Pl
     subject, rung = create(plan.precision), 1
     try:
         with fault.plant(subject):
-            for rung in (r for r in plan.rungs if r <= fault.rung and r < 8):
+            for rung in (r for r in plan.rungs if r <= fault.rung and r < 8 and not (r == 2 and fault.leaves_pipeline)):
                 yield from rungs.climb(subject, trajectory, (rung,))
         single = create("float32")
         with fault.plant(single):
