@@ -11,6 +11,7 @@ import pytest
 from triptych.core import philox
 from triptych.core import recipe as recipes
 from triptych.core.contract import TrainingState
+from triptych.core.difference import scaled_error
 from triptych.core.errors import InputRefused, UsageError
 from triptych.core.recipe import SGD, AdamW
 
@@ -159,7 +160,9 @@ def test_without_momentum_the_two_formulas_are_plain_descent(lab: Any) -> None:
     trainer = lab.trainer("mlp", SGD(momentum=0.0, nesterov=True, weight_decay=0.0))
     before, gradient = trainer.state().weights, trainer.gradients(*lab.batch(trainer.model.spec)).gradients
     trainer.apply(gradient, 0.1)
-    np.testing.assert_allclose(trainer.state().weights["fc.weight"], before["fc.weight"] - 0.1 * gradient["fc.weight"], rtol=1e-14)
+    expected = before["fc.weight"] - 0.1 * gradient["fc.weight"]
+    # Relative to the tensor's scale: a weight that its step nearly cancels keeps the rounding of both, fused or not as the processor likes.
+    assert scaled_error(trainer.state().weights["fc.weight"], expected) <= 1e-15
 
 
 def test_dropout_acts_in_steps_only_and_depends_on_seed_and_step_alone(lab: Any) -> None:
