@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
+from triptych.core.contract import FRAMEWORKS
 from triptych.core.tolerance import FREE_RUN_RATIO, STEP
 from triptych.report.evidence import Evidence, RecordedRun, Speed
 from triptych.report.verdict import Claim
@@ -88,7 +89,8 @@ def _kills(evidence: Evidence) -> Claim:
     rows = evidence.records.kills
     if not rows:
         return _unshown(evidence, "kills", text, bound)
-    holds = all(row.bitwise_equal and row.kills >= KILLS for row in rows)
+    good = all(row.bitwise_equal and row.kills >= KILLS for row in rows)
+    holds = None if good and {row.framework for row in rows} != set(FRAMEWORKS) else good
     equal = sum(row.bitwise_equal for row in rows)
     measured = f"{equal} of {len(rows)} frameworks, {' + '.join(str(row.kills) for row in rows)} kills"
     return Claim(text, measured, bound, holds, evidence.commands.get("kills"))
