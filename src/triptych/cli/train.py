@@ -88,7 +88,7 @@ def train_command(
             out.mkdir(parents=True, exist_ok=True)
         write_whole(out / "recipe.yaml", parsed.resolved())
     with training(frameworks) as show:
-        results = [run_worker(job, name, out, resume=resume, watching=partial(show, name)) for name in frameworks]
+        results = [run_worker(job, name, out, partial(show, name), resume=resume) for name in frameworks]
     emit(results, as_json, summary(results, out))
 
 

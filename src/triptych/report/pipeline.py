@@ -33,7 +33,7 @@ from triptych.parity.observation import write_json
 from triptych.report import gather, record
 from triptych.report.evidence import Evidence, Run, Step, Training
 from triptych.training.job import Job, standard_recipe
-from triptych.training.worker import run_worker
+from triptych.training.worker import in_words, run_worker
 
 PROVEN = "resnet50"
 PLANTED = "resnet50"
@@ -203,13 +203,18 @@ def _training(pipeline: Pipeline, settings: Settings, frameworks: tuple[str, ...
         moved = dataclasses.replace(job, perturbation=0)
         wanted = {**{framework: (job, framework) for framework in frameworks}, _one_ulp(frameworks): (moved, frameworks[0])}
         # Backwards: JAX takes longest, and what takes longest must not start last.
-        _side_by_side([partial(run_worker, *wanted[name], directory / name, pipeline.progress) for name in reversed(wanted)])
+        _side_by_side([partial(run_worker, *wanted[name], directory / name, _in_words(pipeline, name)) for name in reversed(wanted)])
         runs = {name: directory / name / framework for name, (_, framework) in wanted.items()}
         results = [json.loads((run / "result.json").read_text()) for run in runs.values()]
         return {"runs": results, "apart": _apart(runs) if settings.compare_weights else {}}
 
     made = pipeline.step(settings.name, settings.command, [settings.name, job.to_json(), frameworks], make)
     return _as_evidence(job, made, frameworks)
+
+
+def _in_words(pipeline: Pipeline, run: str) -> Callable[[dict[str, Any]], None]:
+    """Progress of a training as a line of the report's."""
+    return lambda told: pipeline.progress(f"{run}: {in_words(told)}")
 
 
 def _side_by_side(tasks: Sequence[Callable[[], Any]]) -> None:

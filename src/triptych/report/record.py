@@ -18,7 +18,7 @@ SCHEMA = 1
 PYTHON = ".venv/bin/python"
 COMMANDS = {
     "cifar10": "benchmarks/cifar10.sh",
-    "evaluated": "benchmarks/cifar10.sh",
+    "evaluated": "benchmarks/cifar10.sh evaluate",
     "resumed": f"{PYTHON} benchmarks/resume_matrix.py",
     "kills": f"{PYTHON} benchmarks/kill_resume.py",
     "overhead": f"{PYTHON} benchmarks/checkpoint_overhead.py",
@@ -79,6 +79,9 @@ def _load(path: Path) -> dict[str, Any]:
         raise InputRefused(f"{path} is no record: {error}") from None
     if not isinstance(data, dict) or data.get("schema", SCHEMA) != SCHEMA:
         raise InputRefused(f"{path} is no record of schema {SCHEMA}, which this version reads")
+    for key in ("rows", "outside"):
+        if not isinstance(data.get(key, []), list):
+            raise InputRefused(f"{path} is no record: its {key!r} is {type(data[key]).__name__}, not a list")
     return data
 
 

@@ -11,29 +11,25 @@ import os
 import signal
 import subprocess
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from triptych.core.errors import FrameworkMissing, InputRefused, Interrupted, StorageError, TriptychError, UsageError
 from triptych.training import job as jobs
 from triptych.training.job import Job
-from triptych.training.loop import train
+from triptych.training.loop import Progress, train
 from triptych.training.records import storing, write_whole
 
 ERROR = "error.json"
 GRACE_SECONDS = 60.0
 
 
-def run_worker(
-    job: Job, framework: str, run: Path, progress: Callable[[str], None] = lambda text: None, *, resume: str = "never",
-    watching: Callable[[dict[str, Any]], None] = lambda told: None,
-) -> dict[str, Any]:  # fmt: skip
-    """Train in a fresh process of its own and return its result; `resume` as in `loop.train`.
+def run_worker(job: Job, framework: str, run: Path, progress: Progress = lambda told: None, *, resume: str = "never") -> dict[str, Any]:
+    """Train in a fresh process of its own and return its result; `progress` and `resume` as in `loop.train`.
 
-    `watching` gets what `loop.Progress` tells, `progress` the same in a line of text. Raises what the worker raised, with its exit code;
-    TriptychError with the end of its log when it died otherwise. Asked to stop (SIGTERM, Ctrl-C), it lets the worker finish its step
-    and save.
+    Raises what the worker raised, with its exit code; TriptychError with the end of its log when it died otherwise. Asked to stop
+    (SIGTERM, Ctrl-C), it lets the worker finish its step and save.
     """
     directory = run / framework
     with storing(directory):
@@ -49,9 +45,7 @@ def run_worker(
         try:
             assert process.stdout is not None
             for line in process.stdout:
-                told = _told(line.decode(errors="replace").strip())
-                progress(f"{framework}: {in_words(told)}")
-                watching(told)
+                progress(_told(line.decode(errors="replace").strip()))
             code = process.wait()
         except BaseException:
             if _stop(process) == Interrupted.exit_code:
