@@ -62,11 +62,11 @@ def record(run: Path, result: dict[str, Any], data: dict[str, Any], command: str
     """The JSON record."""
     spec = checkpoint.load(run / "checkpoint").spec
     parameters = sum(int(np.prod(tensor.shape)) for tensor in spec.parameters())
-    kept = ("test_accuracy", "test_loss", "epochs", "seed", "versions")
+    kept = ("test_accuracy", "test_loss", "epochs", "seconds", "cpu_seconds", "seed", "versions")
     return {
         "schema": 1, "command": command, "model": spec.name, "framework": result["framework"], "data": data,
-        **{name: result[name] for name in kept}, "test_correct": result["correct"], "test_images": result["test_images"],
-        "seconds": result["seconds"], "steps": len(result["losses"]), "parameters": parameters, **epochs_of(result),
+        **{name: result.get(name) for name in kept}, "test_correct": result["correct"], "test_images": result["test_images"],
+        "steps": len(result["losses"]), "parameters": parameters, **epochs_of(result),
         "job": neutral(result["job"]), "triptych": result["environment"]["triptych"], "environment": result["environment"],
     }  # fmt: skip
 

@@ -23,7 +23,7 @@ from triptych.core.contract import TrainingState
 from triptych.core.errors import InputRefused, Interrupted, StorageError
 from triptych.core.preprocess import Transforms
 from triptych.core.recipe import SGD, AdamW, Clip, LossScaling, Recipe, Schedule
-from triptych.training import checkpoints
+from triptych.training import checkpoints, loop
 from triptych.training.checkpoints import Checkpoints, newest, written
 from triptych.training.job import Intervals, Job, Limits
 from triptych.training.loop import train
@@ -65,6 +65,19 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     for name in FRAMEWORKS:
         train(JOB, name, folder / name)
     return {name: folder / name for name in FRAMEWORKS}
+
+
+def test_a_resumed_run_counts_the_time_of_the_steps_it_did_not_repeat(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    train(stopped_after(JOB, 4), FRAMEWORKS[0], tmp_path)
+    saved = newest(tmp_path)
+    assert saved is not None
+    assert saved.notes["seconds"] > 0
+    assert saved.notes["cpu_seconds"] > 0
+    long_ago = dataclasses.replace(saved, notes={**saved.notes, "seconds": 5000.0, "cpu_seconds": 9000.0})
+    monkeypatch.setattr(loop, "newest", lambda out: long_ago)
+    result = train(JOB, FRAMEWORKS[0], tmp_path, resume="auto")
+    assert 5000 < result["seconds"] < 6000
+    assert 9000 < result["cpu_seconds"] < 10000
 
 
 @pytest.mark.parametrize("optimizer", [SGD(), AdamW()], ids=["sgd", "adamw"])

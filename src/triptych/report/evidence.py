@@ -181,7 +181,7 @@ class CodeCount:
 class RecordedRun:
     """One committed training run. `evaluations` are (step, epoch, accuracy, loss); accuracies are fractions, `train_loss` is by epoch.
 
-    `cpu_minutes` is the time in which the cores of `hardware` could have done something else.
+    `cpu_minutes` is the time that all cores together spent on it.
     """
 
     model: str

@@ -76,7 +76,7 @@ def _accuracies(model: str, runs: Sequence[RecordedRun], command: str | None) ->
     parameters = f", {runs[0].parameters:,} parameters" if runs[0].parameters else ""
     caption = (
         f"{model}{parameters}, on {runs[0].data}: test accuracy (the mean of n runs; spread: highest minus lowest). A CPU-minute is a "
-        "minute of one core; points are percent of the test images"
+        "minute of one core at work on it; points are percent of the test images"
     )
     return Table(caption, titles, tuple(rows), command)
 

@@ -63,13 +63,9 @@ def hardware(environment: Any) -> str:
     cpu = environment.get("cpu", {}) if isinstance(environment, Mapping) else {}
     if "model" not in cpu:
         return ""
-    count = _cores(cpu)
+    count = cpu.get("affinity") or cpu.get("cores")
     cores = f"{count} core{'s' if count != 1 else ''} of " if count else ""
     return ", ".join([f"{cores}{cpu['model']}", *environment.get("accelerators", ())])
-
-
-def _cores(cpu: Mapping[str, Any]) -> int | None:
-    return cpu.get("affinity") or cpu.get("cores")
 
 
 def _load(path: Path) -> dict[str, Any]:
@@ -101,10 +97,10 @@ def _run(data: Mapping[str, Any], stem: str) -> RecordedRun:
     """`<model>-<framework>` is in the file's name, when not in the file; a further seed's file has more after it."""
     model, _, framework = stem.partition("-")
     environment, about = data.get("environment", {}), data.get("data", {})
-    cores = _cores(environment.get("cpu", {}))
+    cpu_seconds = data.get("cpu_seconds")
     known: dict[str, Any] = {"model": model, "framework": framework.partition("-")[0], "hardware": hardware(environment)}
     known |= {
-        "cpu_minutes": cores * data["seconds"] / 60 if cores else None,
+        "cpu_minutes": None if cpu_seconds is None else cpu_seconds / 60,
         "code_sha256": data.get("triptych", {}).get("code_sha256", ""),
     }
     told = {"data": about["name"], "data_note": about.get("note", "")} if "name" in about else {}

@@ -57,8 +57,9 @@ class Run:
     stopped: str | None = None
     judge: Model | None = None
     pace: Pace = field(default_factory=Pace)
-    before: float = 0.0
-    """Seconds that the steps before this start took, when the run goes on from a checkpoint."""
+    cpu_began: float = field(default_factory=time.process_time)
+    before: tuple[float, float] = (0.0, 0.0)
+    """Seconds, and CPU seconds, that the steps before this start took, when the run goes on from a checkpoint."""
 
     def plan(self, image_size: int) -> SamplingPlan:
         """The sampling plan at one image size; the order and the random numbers of samples are the same at all."""
@@ -89,9 +90,10 @@ class Run:
         found = evaluate(self.judge, self.room, self.test)
         return {**found, "accuracy": found["correct"] / len(self.test)}
 
-    def seconds(self) -> float:
-        """What the run has taken, evaluations included; of earlier starts the part that was not lost."""
-        return self.before + time.perf_counter() - self.pace.began
+    def took(self) -> dict[str, float]:
+        """What the run has taken, evaluations included, and the time of all cores in it; of earlier starts the part that was not lost."""
+        now = time.perf_counter() - self.pace.began, time.process_time() - self.cpu_began
+        return {"seconds": self.before[0] + now[0], "cpu_seconds": self.before[1] + now[1]}
 
     def note(self, watcher: Watcher, step: int, text: str | None) -> None:
         """Say something that the user should know, and keep it in metrics and result."""
@@ -127,7 +129,7 @@ def train(
             final = _steps(run, found, watcher)
         finally:
             run.checkpoints.close()
-        seconds = run.seconds()
+        took = run.took()
         # The moving average, when there is one, is the trained model; a training state belongs beside the weights it goes on from.
         weights, state = (final.ema, None) if final.ema else (final.weights, final)
         judged = run.judged(weights)
@@ -138,7 +140,7 @@ def train(
     )  # fmt: skip
     result = {
         "schema": 1, "framework": framework, "job": job.to_json(), "losses": run.losses, "correct": judged["correct"],
-        "test_images": len(test), "test_accuracy": judged["accuracy"], "test_loss": judged["loss"], "seconds": seconds,
+        "test_images": len(test), "test_accuracy": judged["accuracy"], "test_loss": judged["loss"], **took,
         "train_images": len(source), "data_sha256": source.sha256(), "evaluations": run.evaluations, "stopped": run.stopped,
         "seed": job.recipe.seed, "epochs": len(run.losses) / run.plan(spec.image_size).steps_per_epoch, **run.pace.overall(),
         "peak_memory_bytes": guards.peak_memory(), "notes": run.notes, "versions": room.versions(),
@@ -208,7 +210,8 @@ def _resumed(run: Run, resume: str) -> tuple[Resumed | None, list[dict[str, Any]
     rows = [row for row in read_metrics(run.out / METRICS) if row["step"] < found.next_step]
     run.losses = [row["loss"] for row in rows if "loss" in row]
     run.notes = [row["note"] for row in rows if "note" in row]
-    run.evaluations, run.before = list(found.notes.get("evaluations", [])), found.notes.get("seconds", 0.0)
+    run.evaluations = list(found.notes.get("evaluations", []))
+    run.before = found.notes.get("seconds", 0.0), found.notes.get("cpu_seconds", 0.0)
     run.checkpoints.forget_after(found.next_step)
     return found, rows
 
@@ -289,7 +292,7 @@ def _due(interval: int | None, step: int) -> bool:
 
 def _save(run: Run, trainer: Trainer, step: int) -> None:
     notes = {
-        "framework": run.framework, "evaluations": run.evaluations, "seconds": run.seconds(), "job": run.job.to_json(),
+        "framework": run.framework, "evaluations": run.evaluations, **run.took(), "job": run.job.to_json(),
         "provenance": _provenance(run.job, run.framework), "epoch": run.plan(run.spec.image_size).epoch(step),
     }  # fmt: skip
     run.checkpoints.save(run.spec, trainer.state(), step + 1, notes)
