@@ -80,6 +80,8 @@ def main() -> None:
     parser.add_argument("--command", required=True, help="What trained the run, without paths of this machine.")
     parser.add_argument("--checkpoint", type=Path, help="Where the trained checkpoint is copied to.")
     given = parser.parse_args()
+    if not (given.run / "result.json").is_file():
+        parser.error(f"{given.run} holds no result.json: give one framework's directory of a run that has ended")
     result = json.loads((given.run / "result.json").read_text())
     data = described(open_source(given.data, "train"), open_source(given.data, "test"))
     if result["stopped"] or (result["train_images"], result["data_sha256"]) != (data["train_images"], data["train_sha256"]):
