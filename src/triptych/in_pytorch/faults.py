@@ -60,11 +60,14 @@ def _momentum(norm: Any, call: Call, x: Tensor) -> Tensor:
         return call(x)
 
 
-def _biased_variance(norm: nn.BatchNorm2d, call: Call, x: Tensor) -> Tensor:
+def _biased_variance(norm: Any, call: Call, x: Tensor) -> Tensor:
     if not norm.training:
         return call(x)
-    _track(norm, x.mean((0, 2, 3)), x.var((0, 2, 3), correction=0))
-    return _normalized_by_batch(norm, x)
+    before = norm.running_var.clone()
+    y = call(x)
+    with torch.no_grad():
+        norm.running_var.copy_(before.lerp(x.var((0, 2, 3), correction=0), norm.momentum))
+    return y
 
 
 def _fast_variance(norm: nn.BatchNorm2d, call: Call, x: Tensor) -> Tensor:

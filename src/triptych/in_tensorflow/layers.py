@@ -105,7 +105,7 @@ class BatchNormalization(keras.layers.Layer):
         x = ops.cast(inputs, self.gamma.dtype)
         if training and self.trainable:
             y, mean, variance = normalize_by_batch(x, self.gamma.value, self.beta.value, self.epsilon)
-            self.track(mean, unbiased(variance, ops.size(x) // x.shape[-1]))
+            self.track(mean, unbiased(variance, values_per_channel(x)))
         else:
             y = self.normalize(x, self.running_mean, self.running_var)
         return ops.cast(y, inputs.dtype)
@@ -183,9 +183,24 @@ class ChannelsFirstFlatten(keras.layers.Layer):
 
 def moments(inputs: Any) -> tuple[Any, Any]:
     """Mean and biased variance of each channel in two passes: E[x²] - E[x]² in one would cancel (numerics 7)."""
-    axes = tuple(range(len(inputs.shape) - 1))
-    mean = ops.mean(inputs, axis=axes)
-    return mean, ops.mean(ops.square(inputs - mean), axis=axes)
+    count = values_per_channel(inputs)
+    mean = channel_sums(inputs) / count
+    return mean, channel_sums(ops.square(inputs - mean)) / count
+
+
+def channel_sums(inputs: Any) -> Any:
+    """(N, H, W, C) or (N, C) -> (C,): the sums over rows, then columns, then images.
+
+    Over all of them at once TensorFlow adds one value after the other, and its rounding grows with their number (numerics 38).
+    """
+    for _ in range(len(inputs.shape) - 1):
+        inputs = ops.sum(inputs, axis=-2)
+    return inputs
+
+
+def values_per_channel(inputs: Any) -> Any:
+    """How many values of each channel there are, in the precision of the values."""
+    return ops.cast(ops.size(inputs) // inputs.shape[-1], inputs.dtype)
 
 
 def normalize_by_batch(inputs: Any, gamma: Any, beta: Any, epsilon: float) -> tuple[Any, Any, Any]:
@@ -201,11 +216,10 @@ def normalize_by_batch(inputs: Any, gamma: Any, beta: Any, epsilon: float) -> tu
         y = (x - mean) * (gamma * tf.math.rsqrt(variance + epsilon)) + beta
 
         def backward(dy: tf.Tensor, *_: tf.Tensor) -> tuple[tf.Tensor, ...]:
-            axes = list(range(len(x.shape) - 1))
             mean, variance = moments(x)  # seen here by the tape; computed once all the same
             inverse, centred = tf.math.rsqrt(variance + epsilon), x - mean
-            count = tf.cast(tf.size(x) // x.shape[-1], x.dtype)
-            dbeta, projected = tf.reduce_sum(dy, axes), tf.reduce_sum(dy * centred, axes)
+            count = values_per_channel(x)
+            dbeta, projected = channel_sums(dy), channel_sums(dy * centred)
             dx = (dy - centred * (inverse * inverse * projected / count) - dbeta / count) * (gamma * inverse)
             return dx, inverse * projected, dbeta
 
@@ -216,8 +230,7 @@ def normalize_by_batch(inputs: Any, gamma: Any, beta: Any, epsilon: float) -> tu
 
 def unbiased(variance: Any, count: Any) -> Any:
     """The unbiased variance of `count` values, n/(n-1) of the biased one (numerics 6)."""
-    n = ops.cast(count, variance.dtype)
-    return variance * (n / (n - 1.0))
+    return variance * (count / (count - 1.0))
 
 
 def _pad_sides(inputs: Any, padding: int, value: float) -> Any:

@@ -308,6 +308,7 @@ NOT_EXPRESSIBLE: dict[int, str] = {
     30: "metric traps: a property of the comparer, not of a framework; tests/parity/test_compare.py plants them there",
     34: "layout noise: the yardstick of float32 claims, not a fault",
     35: "thread counts: recorded with every result, not a fault",
+    38: "how a channel's values are summed: rounding, not a mistake; tests/rooms/test_batch_norm.py holds every framework to it",
 }
 """Rows of docs/numerics.md that nothing in the catalogue can express, with the reason."""
 
