@@ -46,7 +46,7 @@ LANES = {
     "tuned and compiled": Execution(compile=True, tuned=True),
 }
 # What each switch of `Execution` does in each room; JAX knows no other way than compiled.
-TUNED = {"pytorch": "channels-last", "tensorflow": "fused BatchNorm", "jax": "the room's tuned convolutions"}
+TUNED = {"pytorch": "channels-last", "tensorflow": "fused BatchNorm", "jax": "the room's tuned convolutions, BatchNorm and max-pool"}
 COMPILED = {"pytorch": "torch.compile", "tensorflow": "XLA (jit_compile)"}
 RECIPE = Recipe(SGD(momentum=0.9, nesterov=False, weight_decay=1e-4), Schedule(0.01, 0, 1, kind="constant"), 1, decay_norm_and_bias=True)
 RATE, WARM_UP = 0.01, 2

@@ -102,7 +102,8 @@ class ResNet(nn.Module):
     """The network a `ResNetSpec` describes. `train=True` normalizes by batch statistics and updates `batch_stats`.
 
     `dtype` is that of convolutions and products, by default the parameters'. With `remat` the backward pass computes each residual
-    block's activations again; `tuned` convolutions are `fast_convolution`s. Neither changes a name, nor a result but for rounding.
+    block's activations again; `tuned` convolutions, BatchNorm and max-pool train by the `fast_` functions. Neither changes a
+    name, nor a result but for rounding.
     """
 
     spec: ResNetSpec
@@ -116,12 +117,12 @@ class ResNet(nn.Module):
         """(N, H, W, in_channels) -> (N, num_classes) logits."""
         spec, stem, kinds = self.spec, self.spec.stem, {"dtype": self.dtype, "param_dtype": self.param_dtype}
         conv = functools.partial(Conv, **kinds, conv_general_dilated=fast_convolution if self.tuned else None)
-        norm = functools.partial(BatchNorm, spec.batch_norm.epsilon, spec.batch_norm.momentum, self.param_dtype)
+        norm = functools.partial(BatchNorm, spec.batch_norm.epsilon, spec.batch_norm.momentum, self.param_dtype, self.tuned)
         x = conv(stem.width, (stem.kernel, stem.kernel), strides=stem.stride, padding=stem.padding, name="conv1")(x)
         x = norm(name="bn1")(x, use_running_average=not train)
         x = ReLU(name="relu")(x)
         if stem.max_pool is not None:
-            x = MaxPool(stem.max_pool.kernel, stem.max_pool.stride, stem.max_pool.padding, name="maxpool")(x)
+            x = MaxPool(stem.max_pool.kernel, stem.max_pool.stride, stem.max_pool.padding, self.tuned, name="maxpool")(x)
         for name, blocks in itertools.groupby(spec.blocks(), key=_stage_name):
             x = Stage(tuple(blocks), conv, norm, self.remat, name=name)(x, train=train)
         x = GlobalAveragePool(name="avgpool")(x)

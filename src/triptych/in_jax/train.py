@@ -173,7 +173,7 @@ class Trainer:
     """One recipe on one model; fulfils `core.contract.Trainer`. Dropout is active in `step` alone.
 
     The weights live in the model, so that `model.predict` sees them move. Their buffers are donated to each update. JAX knows no other
-    way to run than compiled, so `execution.compile` changes nothing; `execution.tuned` takes `layers.fast_convolution`, in
+    way to run than compiled, so `execution.compile` changes nothing; `execution.tuned` takes the tuned `layers`, in
     residual networks and while training.
     """
 

@@ -1,4 +1,4 @@
-"""The fast convolution is lax's, and a tuned step is the plain one, both equal to rounding."""
+"""The fast layers are the plain ones, and a tuned step is the plain step: equal to rounding."""
 
 from __future__ import annotations
 
@@ -48,6 +48,45 @@ def test_it_is_laxs_convolution(lab: Any, kernel: int, strides: tuple[int, int],
 @pytest.mark.parametrize(("kernel", "options"), [((3, 3, 2, 8), {"feature_group_count": 2}), ((3, 3, 4, 8), {"rhs_dilation": (2, 2)})])
 def test_what_it_does_not_know_is_left_to_lax(lab: Any, kernel: tuple[int, ...], options: dict[str, Any]) -> None:
     assert_lax((2, 9, 8, 4), kernel, (1, 1), padding="SAME", **options)
+
+
+@pytest.mark.parametrize("geometry", [(3, 2, 1), (2, 2, 0), (3, 1, 1), (3, 3, 0)], ids=str)
+def test_the_fast_pool_is_the_plain_one_and_the_first_of_equals_wins(lab: Any, geometry: tuple[int, int, int]) -> None:
+    import jax
+
+    from triptych.in_jax.layers import MaxPool
+
+    x = np.floor(3.0 * philox.normal("pool", (2, 9, 8, 3)))  # full of ties
+    assert np.unique(x).size < x.size / 10
+    results = []
+    with jax.enable_x64(True):
+        for tuned in (True, False):
+            y, pull = jax.vjp(lambda x, tuned=tuned: MaxPool(*geometry, tuned).apply({}, x), jax.numpy.asarray(x))
+            results.append([np.asarray(array) for array in (y, *pull(jax.numpy.asarray(philox.normal("dy", y.shape))))])
+    np.testing.assert_array_equal(results[0][0], results[1][0])
+    np.testing.assert_allclose(results[0][1], results[1][1], rtol=0, atol=1e-14)
+
+
+def test_the_fast_normalization_has_the_gradients_of_the_plain_one(lab: Any) -> None:
+    import jax
+
+    from triptych.in_jax import layers
+
+    x, dy = 2.0 + philox.normal("x", (4, 5, 5, 3)), philox.normal("dy", (4, 5, 5, 3))
+    scale, bias = philox.normal("scale", (3,)), philox.normal("bias", (3,))
+
+    def plain(x: Any, scale: Any, bias: Any) -> Any:
+        return layers.normalize(x, *layers.batch_statistics(x), scale, bias, 1e-5)
+
+    def differentiated(normalized: Any) -> list[np.ndarray]:
+        y, pull = jax.vjp(normalized, *map(jax.numpy.asarray, (x, scale, bias)))
+        return [np.asarray(array) for array in (y, *pull(jax.numpy.asarray(dy)))]
+
+    with jax.enable_x64(True):
+        fast, expected = differentiated(lambda *given: layers.fast_normalize(*given, 1e-5)[0]), differentiated(plain)
+    for mine, theirs in zip(fast, expected, strict=True):
+        assert np.abs(theirs).max() > 0.1
+        np.testing.assert_allclose(mine, theirs, rtol=0, atol=1e-12)
 
 
 def trainers(lab: Any, name: str, precision: str, **changes: Any) -> list[Any]:
