@@ -145,8 +145,20 @@ def test_the_committed_records_are_read() -> None:
         assert set(recorded[f"resnet20-{found.framework}"].correct.values()) == {found.test_correct}
 
 
+KILLS = '{"framework": "jax", "during_save": 0, "bitwise_equal": true, "kills": %s}'
+
+
 @pytest.mark.parametrize(
-    "text", ["{", "[]", '{"schema": 2}', '{"schema": 1, "rows": [{"kills": 3}]}', '{"schema": 1, "rows": [{"kills": NaN}]}', '{"rows": 3}']
+    "text",
+    [
+        *(f'{{"rows": [{KILLS % wrong}]}}' for wrong in ('"24"', "24.5", "null", "true", "[24]")),
+        "{",
+        "[]",
+        '{"schema": 2}',
+        '{"schema": 1, "rows": [{"kills": 3}]}',
+        '{"schema": 1, "rows": [{"kills": NaN}]}',
+        '{"rows": 3}',
+    ],
 )
 def test_a_file_that_is_no_record_is_refused_by_name(text: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     path = tmp_path / "records" / "resume" / "kills.json"
