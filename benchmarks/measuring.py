@@ -4,29 +4,15 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
+from triptych.bench.statistics import paired_interval
 from triptych.core.environment import environment
 
+__all__ = ["RESULTS", "head", "paired_interval", "write_json"]
+
 RESULTS = Path(__file__).parent / "results"
-RESAMPLES = 10_000
-
-
-def paired_interval(a: Sequence[float], b: Sequence[float]) -> tuple[float, tuple[float, float]]:
-    """The median of a[i] / b[i], and its 95 % interval by the percentile bootstrap over pairs (Efron & Tibshirani 1993, chapter 13).
-
-    What slows down one turn slows down its pair too: their ratio is what is sampled. Raises ValueError unless there are as many of both.
-    """
-    if len(a) != len(b) or not len(a):
-        raise ValueError(f"pairs are needed: {len(a)} and {len(b)} samples were given")
-    ratios = np.asarray(a, np.float64) / np.asarray(b, np.float64)
-    chosen = np.random.default_rng(0).integers(len(ratios), size=(RESAMPLES, len(ratios)))
-    low, high = np.quantile(np.median(ratios[chosen], axis=1), [0.025, 0.975])
-    return float(np.median(ratios)), (float(low), float(high))
 
 
 def head(command: str) -> dict[str, Any]:

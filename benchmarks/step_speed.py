@@ -3,7 +3,7 @@
     .venv/bin/python benchmarks/step_speed.py [--framework F] [--model resnet50] [--batch-size 16] [--image-size 96] [--rounds 20]
 
 Stock is what a user of the framework writes: torchvision's model and the plain loop, keras.applications and `train_on_batch`, the
-ResNet and the jitted step of Flax's example (stock_flax.py). It is given tensors that are ready; ours takes numpy arrays and checks
+ResNet and the jitted step of Flax's example (each room's stock.py). It is given tensors that are ready; ours takes numpy arrays and checks
 them. A round lets each take one step; ratios are stock's seconds over ours in the same round (above 1: ours is faster).
 `outside` is the share of our step that its own native step function, on ready tensors, does not need.
 Rows of frameworks and models that are not measured now are kept from the file.
@@ -27,10 +27,10 @@ import numpy as np
 from measuring import RESULTS, head, paired_interval, write_json
 
 from triptych.core import catalog, contract, initialize
+from triptych.core.contender import RATE, RECIPE, STOCK
 from triptych.core.contract import Execution
 from triptych.core.cost import cost
 from triptych.core.environment import code_hash
-from triptych.core.recipe import SGD, Recipe, Schedule
 
 Turn = Callable[[], Any]
 MODELS = {"pytorch": ("resnet50", "resnet18"), "tensorflow": ("resnet50",), "jax": ("resnet50",)}
@@ -48,18 +48,14 @@ LANES = {
 # What each switch of `Execution` does in each room; JAX knows no other way than compiled.
 TUNED = {"pytorch": "channels-last", "tensorflow": "fused BatchNorm", "jax": "the room's tuned convolutions, BatchNorm and max-pool"}
 COMPILED = {"pytorch": "torch.compile", "tensorflow": "XLA (jit_compile)"}
-RECIPE = Recipe(SGD(momentum=0.9, nesterov=False, weight_decay=1e-4), Schedule(0.01, 0, 1, kind="constant"), 1, decay_norm_and_bias=True)
-RATE, WARM_UP = 0.01, 2
+WARM_UP = 2
 
 
-def stock_pytorch(model: str, images: np.ndarray, labels: np.ndarray) -> Turn:
-    """torchvision's model and the loop of its tutorials."""
-    import torch
-    import torchvision
-
-    native = torchvision.models.get_model(model, weights=None)
-    optimizer = torch.optim.SGD(native.parameters(), lr=RATE, momentum=0.9, weight_decay=1e-4)
-    return _torch_loop(native, optimizer, torch.from_numpy(images.transpose(0, 3, 1, 2).copy()), torch.from_numpy(labels))
+def stock(framework: str, model: str, images: np.ndarray, labels: np.ndarray) -> Turn:
+    """What a user of the framework writes (the `stock.py` of its room), on tensors that are ready. LaneMissing for another model."""
+    spec = catalog.get_spec(model, image_size=images.shape[1])
+    lane = contract.load(framework).contender(spec, initialize.initial_weights(spec, 0), STOCK, "training_step")
+    return functools.partial(lane.run, lane.stage(images, labels))
 
 
 def _torch_loop(native: Any, optimizer: Any, x: Any, y: Any) -> Turn:
@@ -76,32 +72,6 @@ def _torch_loop(native: Any, optimizer: Any, x: Any, y: Any) -> Turn:
         return float(loss.item())
 
     return step
-
-
-def stock_tensorflow(model: str, images: np.ndarray, labels: np.ndarray) -> Turn:
-    """The one ResNet of keras.applications of this size, as its guide compiles it. SystemExit for another model."""
-    import keras
-    import tensorflow as tf
-
-    native = _keras_resnet50(model, images.shape[1])
-    loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
-    native.compile(keras.optimizers.SGD(RATE, momentum=0.9, weight_decay=1e-4), loss)
-    return functools.partial(native.train_on_batch, tf.constant(images), tf.constant(labels))
-
-
-def _keras_resnet50(model: str, size: int) -> Any:
-    import keras
-
-    if model != "resnet50":
-        raise SystemExit(f"keras.applications has no {model}; give --model resnet50")
-    return keras.applications.ResNet50(weights=None, input_shape=(size, size, 3), classifier_activation=None)
-
-
-def stock_jax(model: str, images: np.ndarray, labels: np.ndarray) -> Turn:
-    """Flax's example."""
-    import stock_flax
-
-    return stock_flax.stepper(model, images, labels)
 
 
 def bare_pytorch(trainer: Any, images: np.ndarray, labels: np.ndarray) -> Turn:
@@ -145,7 +115,6 @@ def bare_jax(trainer: Any, images: np.ndarray, labels: np.ndarray) -> Turn:
     return step
 
 
-STOCK = {"pytorch": stock_pytorch, "tensorflow": stock_tensorflow, "jax": stock_jax}
 BARE = {"pytorch": bare_pytorch, "tensorflow": bare_tensorflow, "jax": bare_jax}
 
 
@@ -170,7 +139,7 @@ def contestants(framework: str, model: str, images: np.ndarray, labels: np.ndarr
         made = trainer(execution)
         return lambda: (made.step(images, labels, RATE), settled(framework, made))
 
-    yield "stock", lambda: STOCK[framework](model, images, labels)
+    yield "stock", functools.partial(stock, framework, model, images, labels)
     for name, execution in LANES.items():
         if not execution.compile or framework in COMPILED:
             yield name, functools.partial(ours, execution)
@@ -210,9 +179,10 @@ def stock_macs(framework: str, model: str, image_size: int) -> int:
     """Multiply-adds of the stock model's forward pass for one image. keras.applications' ResNet50 has its strides on the 1x1."""
     if framework != "tensorflow":
         return cost(catalog.get_spec(model, image_size=image_size)).macs
-    native = _keras_resnet50(model, image_size)
-    kernels = [layer for layer in native.layers if hasattr(layer, "kernel")]
-    return sum(int(np.prod(layer.output.shape[1:-1], dtype=int)) * int(np.prod(layer.kernel.shape)) for layer in kernels)
+    from triptych.in_tensorflow import stock as keras_stock
+
+    native = keras_stock.build(catalog.get_spec(model, image_size=image_size))
+    return keras_stock.macs(native)
 
 
 def as_rows(

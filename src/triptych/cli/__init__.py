@@ -25,6 +25,7 @@ COMMANDS = {
     "train": ("train", "Train a model from a recipe in one framework."),
     "predict": ("predict", "Classify image files."),
     "evaluate": ("evaluate", "Measure top-1 and top-5 accuracy on a data set, in one framework or in several."),
+    "bench": ("bench", "Time proven models against each other; find what became slower."),
     "report": ("report", "Prove, train, compare and write report.md and report.html."),
     "doctor": ("doctor", "Print the environment for a bug report."),
 }

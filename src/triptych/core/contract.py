@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 
     import numpy as np
 
+    from triptych.core.contender import Contender
     from triptych.core.preprocess import Transforms
     from triptych.core.recipe import Recipe
     from triptych.core.sampling import Batch
@@ -257,6 +258,10 @@ class Room(Protocol):
 
     def profile(self, directory: Path) -> contextlib.AbstractContextManager[None]:
         """While open, the framework's own profiler traces what runs; the trace is written under `directory`, for TensorBoard."""
+        ...
+
+    def contender(self, spec: Spec, weights: Mapping[str, np.ndarray], lane: str, mode: str) -> Contender:
+        """A lane to be timed (`core.contender`), in float32 on the CPU, with these weights; LaneMissing when there is none."""
         ...
 
     def versions(self) -> dict[str, str]:

@@ -43,3 +43,19 @@ class StorageError(TriptychError):
     """Writing failed: disk full, read-only, or the directory exists already."""
 
     exit_code = 10
+
+
+class LaneMissing(UsageError):
+    """A lane of a benchmark that a framework, a model or this machine does not have."""
+
+
+class TooNoisy(TriptychError):
+    """The measurements do not allow an answer."""
+
+    exit_code = 5
+
+
+class Regression(TriptychError):
+    """Something became slower than it was."""
+
+    exit_code = 6

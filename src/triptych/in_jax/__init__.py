@@ -13,6 +13,7 @@ import numpy as np
 from triptych.core.spec import Spec
 from triptych.in_jax.data import batches, decode, preprocess, resize
 from triptych.in_jax.faults import PLANTINGS
+from triptych.in_jax.lanes import contender
 from triptych.in_jax.model import Model
 from triptych.in_jax.train import Trainer, create_trainer
 
@@ -35,6 +36,6 @@ def versions() -> dict[str, str]:
 
 
 __all__ = [
-    "PLANTINGS", "Model", "Trainer", "batches", "create_model", "create_trainer", "decode", "preprocess", "profile",
+    "PLANTINGS", "Model", "Trainer", "batches", "contender", "create_model", "create_trainer", "decode", "preprocess", "profile",
     "resize", "versions",
 ]  # fmt: skip

@@ -227,6 +227,10 @@ class Trainer:
             self._move(gradients, statistics, learning_rate, scale)
             return float(loss)
 
+    def wait(self) -> None:
+        """Until all that the last step computed is there: JAX hands the loss back before the update is done."""
+        jax.block_until_ready((self.model.variables, self._opt_state, self._ema))
+
     def state(self) -> TrainingState:
         """The canonical training state, bit for bit; a copy."""
         return self.view().copy()

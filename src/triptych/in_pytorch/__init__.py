@@ -14,6 +14,7 @@ import torchvision
 
 from triptych.in_pytorch.data import batches, decode, preprocess, resize
 from triptych.in_pytorch.faults import PLANTINGS
+from triptych.in_pytorch.lanes import contender
 from triptych.in_pytorch.model import Model, create_model
 from triptych.in_pytorch.train import Trainer, create_trainer
 
@@ -35,6 +36,6 @@ def versions() -> dict[str, str]:
 
 
 __all__ = [
-    "PLANTINGS", "Model", "Trainer", "batches", "create_model", "create_trainer", "decode", "preprocess", "profile",
+    "PLANTINGS", "Model", "Trainer", "batches", "contender", "create_model", "create_trainer", "decode", "preprocess", "profile",
     "resize", "versions",
 ]  # fmt: skip

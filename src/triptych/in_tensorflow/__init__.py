@@ -11,6 +11,7 @@ import tensorflow as tf
 
 from triptych.in_tensorflow.data import batches, decode, preprocess, resize
 from triptych.in_tensorflow.faults import PLANTINGS
+from triptych.in_tensorflow.lanes import contender
 from triptych.in_tensorflow.model import create_model
 from triptych.in_tensorflow.train import create_trainer
 
@@ -27,4 +28,4 @@ def versions() -> dict[str, str]:
     return {"tensorflow": tf.__version__, "keras": keras.__version__}
 
 
-__all__ = ["PLANTINGS", "batches", "create_model", "create_trainer", "decode", "preprocess", "profile", "resize", "versions"]
+__all__ = ["PLANTINGS", "batches", "contender", "create_model", "create_trainer", "decode", "preprocess", "profile", "resize", "versions"]

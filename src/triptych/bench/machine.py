@@ -1,0 +1,124 @@
+"""What the machine does meanwhile: a fixed kernel, stolen time, waiting for a core, clock rate, memory of a phase. Linux tells all of it;
+elsewhere what is not told is None."""
+
+from __future__ import annotations
+
+import os
+import re
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+KERNEL, KERNEL_REPEATS = 384, 5
+"""The calibration kernel: a product of two float32 matrices of this size, the median of so many."""
+PEAK, PEAK_SECONDS = 1024, 1.0
+KERNEL_LIMIT, STEAL_LIMIT, PRESSURE_LIMIT = 1.25, 0.01, 0.10
+"""A round is marked noisy when the kernel took so many times its median, or the machine withheld or contended its cores that long."""
+
+
+def kernel_seconds() -> float:
+    """Median time of the calibration kernel, now."""
+    a = _matrix(KERNEL)
+    return float(np.median([_seconds(a) for _ in range(KERNEL_REPEATS)]))
+
+
+def peak_flops() -> float:
+    """Floating-point operations a second of the fastest of a second's worth of large matrix products: this machine's measured peak."""
+    a = _matrix(PEAK)
+    _seconds(a)
+    fastest, end = float("inf"), time.perf_counter() + PEAK_SECONDS
+    while time.perf_counter() < end:
+        fastest = min(fastest, _seconds(a))
+    return 2.0 * PEAK**3 / fastest
+
+
+def _matrix(size: int) -> np.ndarray:
+    return np.random.default_rng(0).standard_normal((size, size), dtype=np.float32)
+
+
+def _seconds(a: np.ndarray) -> float:
+    started = time.perf_counter()
+    a @ a
+    return time.perf_counter() - started
+
+
+def counters() -> dict[str, float | None]:
+    """Running totals in seconds: now, stolen from this virtual machine (over all cores), and in which some task waited for a core."""
+    times = _read("/proc/stat").partition("\n")[0].split()
+    pressure = re.search(r"^some .*total=(\d+)", _read("/proc/pressure/cpu"), re.M)
+    return {
+        "now": time.monotonic(),
+        "steal": int(times[8]) / os.sysconf("SC_CLK_TCK") if len(times) > 8 else None,
+        "pressure": int(pressure[1]) / 1e6 if pressure else None,
+    }
+
+
+def weather(before: dict[str, float | None], after: dict[str, float | None]) -> dict[str, float | None]:
+    """Between two `counters`: seconds, the shares of stolen time (of all cores) and of waiting for a core, and the clock rate now."""
+    seconds = max(1e-9, (after["now"] or 0.0) - (before["now"] or 0.0))
+
+    def share(name: str, of: float) -> float | None:
+        a, b = before[name], after[name]
+        return None if a is None or b is None else round((b - a) / of, 4)
+
+    return {
+        "seconds": seconds,
+        "steal": share("steal", seconds * (os.cpu_count() or 1)),
+        "pressure": share("pressure", seconds),
+        "mhz": _mhz(),
+    }
+
+
+def reasons(round_: dict[str, Any], kernel_median: float) -> list[str]:
+    """Why a round is noisy; nothing when it is not."""
+    found = []
+    if round_["kernel_seconds"] > KERNEL_LIMIT * kernel_median:
+        found.append(f"the kernel took {round_['kernel_seconds'] / kernel_median:.2f} times its median")
+    if (round_["steal"] or 0.0) > STEAL_LIMIT:
+        found.append(f"{round_['steal']:.1%} of the time was stolen")
+    if (round_["pressure"] or 0.0) > PRESSURE_LIMIT:
+        found.append(f"tasks waited for a core {round_['pressure']:.0%} of the time")
+    return found
+
+
+def _mhz() -> float | None:
+    """Mean clock rate of the cores: what cpufreq says, else /proc/cpuinfo (on a virtual machine often the nominal one)."""
+    told = [
+        float(text) / 1e3 for path in Path("/sys/devices/system/cpu").glob("cpu[0-9]*/cpufreq/scaling_cur_freq") if (text := _read(path))
+    ]
+    told = told or [float(text) for text in re.findall(r"^cpu MHz\s*:\s*([\d.]+)", _read("/proc/cpuinfo"), re.M)]
+    return round(float(np.mean(told)), 1) if told else None
+
+
+def begin_memory_phase() -> int | None:
+    """Set this process's peak resident memory back to what is resident now, and return that in bytes; None where it cannot be."""
+    try:
+        Path("/proc/self/clear_refs").write_text("5")
+    except OSError:
+        return None
+    return _status("VmRSS")
+
+
+def peak_memory() -> int | None:
+    """Peak resident bytes of this process since `begin_memory_phase` (VmHWM)."""
+    return _status("VmHWM")
+
+
+def _status(name: str) -> int | None:
+    found = re.search(rf"^{name}:\s+(\d+) kB", _read("/proc/self/status"), re.M)
+    return int(found[1]) * 1024 if found else None
+
+
+def cores(wanted: int | None) -> list[int]:
+    """The first `wanted` cores that this process may use, all for None; [] where the system has no affinity."""
+    usable = sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else []
+    return usable[: wanted or None]
+
+
+def _read(path: str | Path) -> str:
+    try:
+        return Path(path).read_text(encoding="utf-8", errors="replace")
+    except OSError:
+        return ""

@@ -1,0 +1,116 @@
+"""The worker processes as the orchestrator sees them: asked in turn, each with the same cores, threads and numerics."""
+
+from __future__ import annotations
+
+import json
+import os
+import select
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any, Protocol
+
+from triptych.bench import machine
+from triptych.core.errors import TriptychError
+
+
+class Failed(TriptychError):
+    """What a worker raised, or that it ended; `kind` is the name of the error."""
+
+    def __init__(self, kind: str, message: str) -> None:
+        super().__init__(f"{kind}: {message}")
+        self.kind, self.message = kind, message
+
+
+class Asked(Protocol):
+    """A worker, here or in a process of its own."""
+
+    def ask(self, do: str, **given: Any) -> dict[str, Any]:
+        """`worker.Worker.ask`."""
+        ...
+
+
+class Process:
+    """A worker in a process of its own. `ask` raises Failed for whatever went wrong there; a process that ended stays ended."""
+
+    def __init__(self, framework: str, log: Path, settings: dict[str, str], cores: list[int], limit_seconds: float) -> None:
+        self.framework, self.log, self.limit = framework, log, limit_seconds
+        bind = (lambda: os.sched_setaffinity(0, cores)) if cores else None
+        command = [sys.executable, "-m", "triptych.bench.worker", framework]
+        with log.open("wb") as errors:
+            self._process = subprocess.Popen(
+                command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=errors, env={**os.environ, **settings}, preexec_fn=bind
+            )
+
+    def ask(self, do: str, **given: Any) -> dict[str, Any]:
+        """Ask, and wait for the answer."""
+        assert self._process.stdin is not None
+        assert self._process.stdout is not None
+        try:
+            self._process.stdin.write(json.dumps({"do": do, **given}).encode() + b"\n")
+            self._process.stdin.flush()
+        except (BrokenPipeError, ValueError):
+            raise self._ended() from None
+        if not select.select([self._process.stdout], [], [], self.limit)[0]:
+            self._process.kill()
+            self._process.wait()
+            raise Failed("TimeoutError", f"no answer within {self.limit:g} s: limit_seconds of the suite allows more")
+        line = self._process.stdout.readline()
+        if not line:
+            raise self._ended()
+        answer: dict[str, Any] = json.loads(line)
+        if "error" in answer:
+            raise Failed(**answer["error"])
+        return answer
+
+    def _ended(self) -> Failed:
+        code = self._process.wait()
+        tail = self.log.read_text(errors="replace").strip().splitlines()[-1:] or [""]
+        why = "killed, as systems do when memory ends" if code == -9 else f"ended with code {code}"
+        return Failed("ProcessEnded", f"the process of {self.framework} was {why}; its last words: {tail[0][:300]!r}")
+
+    @property
+    def ended(self) -> bool:
+        """Whether there is nobody to ask any more."""
+        return self._process.poll() is not None
+
+    def stop(self) -> None:
+        """End the process."""
+        self._process.kill()
+        self._process.wait()
+        for pipe in (self._process.stdin, self._process.stdout):
+            if pipe is not None:
+                try:
+                    pipe.close()
+                except BrokenPipeError:
+                    continue
+
+
+def settings(threads: int, cache: Path) -> dict[str, str]:
+    """The environment of every worker: one number of threads, no TF32, and compilers that keep what they make under `cache`."""
+    return {
+        **dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "TF_NUM_INTRAOP_THREADS"), str(threads)),
+        "TF_NUM_INTEROP_THREADS": "1",
+        "NVIDIA_TF32_OVERRIDE": "0",
+        "KERAS_BACKEND": "tensorflow",
+        "TF_CPP_MIN_LOG_LEVEL": "3",
+        "PYTHONUNBUFFERED": "1",
+        "JAX_PLATFORMS": "cpu",
+        "JAX_COMPILATION_CACHE_DIR": str(cache / "jax"),
+        "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
+        "TORCHINDUCTOR_CACHE_DIR": str(cache / "inductor"),
+    }
+
+
+NUMERICS = {
+    "precision": "float32",
+    "our lanes": "full float32 products: torch fp32_precision ieee, TensorFlow without TF32, jax_default_matmul_precision highest",
+    "stock lanes": "the framework's defaults for float32 on a CPU",
+    "fast math": "none switched on",
+}
+
+
+def chosen_cores(threads: int | None) -> tuple[int, list[int]]:
+    """The number of threads, and the cores they are bound to ([]: unbound)."""
+    bound = machine.cores(threads)
+    return threads or len(bound) or os.cpu_count() or 1, bound

@@ -1,0 +1,99 @@
+"""Nothing of ours is timed without a proof: the ladder for these weights, then the outputs of every lane while it is timed."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import shutil
+from collections.abc import Callable, Collection
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from triptych.core import contract, environment
+from triptych.core.difference import scaled_error
+from triptych.core.spec import Spec
+from triptych.core.tolerance import LOGITS_FLOAT32
+from triptych.parity import plan as plans
+from triptych.parity.certify import certify
+from triptych.parity.observation import write_json
+
+CODE = ("core", "data", "in_pytorch", "in_tensorflow", "in_jax", "parity")
+RUNGS = {"inference": (1, 3), "training_step": (1, 3, 4, 5, 6, 7)}
+"""What the ladder is climbed for, by the mode that is timed, in float64; in float32, in which it is timed, names and logits."""
+FLOAT32_RUNGS = (1, 3)
+
+
+@dataclass(frozen=True, slots=True)
+class Proof:
+    """A certificate and the weights it is about: float32, parity weights of seed 0, in a file that every worker reads."""
+
+    certificate: dict[str, Any]
+    weights: Path
+
+    @property
+    def passed(self) -> bool:
+        """Whether our lanes may run."""
+        return bool(self.certificate["verdict"] == "pass")
+
+    def summary(self) -> dict[str, Any]:
+        """What stands beside every row."""
+        kept = ("verdict", "frameworks", "spec_sha256", "weights_sha256", "code_sha256")
+        rungs = [
+            {key: row[key] for key in ("number", "name", "precision", "worst_error", "tolerance", "passed")}
+            for row in self.certificate["rungs"]
+        ]
+        return {"kind": "parity", **{key: self.certificate[key] for key in kept}, "rungs": rungs}
+
+
+def prove(spec: Spec, frameworks: Collection[str], modes: Collection[str], work: Path, progress: Callable[[str], None]) -> Proof:
+    """The proof of `spec` in these frameworks, from `work` when the same was proven there by the same code and libraries.
+
+    One framework alone is proven against whatever else is installed. UsageError when that is nothing.
+    """
+    chosen = [name for name in contract.FRAMEWORKS if name in frameworks]
+    chosen = chosen if len(chosen) > 1 else contract.installed()
+    rungs = {"float64": max((RUNGS[mode] for mode in modes), key=len), "float32": FLOAT32_RUNGS}
+    what = {
+        "spec": plans.spec_sha256(spec), "frameworks": chosen, "rungs": rungs, "code": environment.code_hash(*CODE),
+        "versions": environment.versions(), "cpu": environment.cpu()["model"],
+    }  # fmt: skip
+    digest = hashlib.sha256(json.dumps(what, sort_keys=True).encode()).hexdigest()[:16]
+    directory = work / f"proof-{spec.name}-{digest}"
+    done, weights = directory / "certificate.json", directory / "weights.safetensors"
+    if not done.exists():
+        shutil.rmtree(directory, ignore_errors=True)
+        run = directory / "run"
+        certificate = certify(spec.name, spec, None, tuple(chosen), ("float64", "float32"), "cpu", run, progress, rungs)
+        shutil.move(run / "float32" / "inputs.safetensors", weights)
+        shutil.rmtree(run)
+        write_json(done, certificate)
+    return Proof(json.loads(done.read_text()), weights)
+
+
+@dataclass(slots=True)
+class Checks:
+    """How far one lane's outputs were from the proven ones, on the turns that were looked at."""
+
+    against: str
+    tolerance: float = LOGITS_FLOAT32
+    errors: list[float] = field(default_factory=list)
+
+    def look(self, outputs: list[Any], reference: list[Any]) -> None:
+        """Compare one turn's outputs: logits, or losses."""
+        self.errors.append(max(scaled_error(np.atleast_1d(a), np.atleast_1d(b)) for a, b in zip(outputs, reference, strict=True)))
+
+    @property
+    def failure(self) -> str | None:
+        """What went wrong; None while all is well."""
+        worst = max(self.errors, default=0.0)
+        if worst <= self.tolerance:
+            return None
+        return f"its outputs are {worst:.1e} from those of {self.against}, more than {self.tolerance:.0e}"
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain data."""
+        worst = max(self.errors, default=None)
+        return {"against": self.against, "turns": len(self.errors), "worst_error": worst, "tolerance": self.tolerance}

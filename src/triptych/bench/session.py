@@ -1,0 +1,133 @@
+"""A whole suite: prove, start the processes, run every group, write the record and its raw samples."""
+
+from __future__ import annotations
+
+import contextlib
+import shutil
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from triptych.bench import machine, record
+from triptych.bench.processes import NUMERICS, Asked, Failed, Process, chosen_cores, settings
+from triptych.bench.proof import Proof, prove
+from triptych.bench.suite import RUNTIMES, Case, Suite
+from triptych.bench.turns import Entry, Group, Progress, run_group
+from triptych.core import contract
+from triptych.core.errors import ParityFailed, TriptychError
+
+CALIBRATOR = "calibrator"
+"""The process of the fixed kernel: it imports no framework."""
+
+
+@dataclass(slots=True)
+class Processes:
+    """The workers by framework; one that ended is started again for the next group."""
+
+    limit_seconds: float
+    work: Path
+    settings: dict[str, str]
+    cores: list[int]
+    running: dict[str, Process]
+    started: dict[str, dict[str, Any]]
+
+    def start(self, name: str) -> Process:
+        """The worker called `name`, alive if it can be."""
+        if name not in self.running or self.running[name].ended:
+            self.running[name] = Process(name, self.work / f"{name}.log", self.settings, self.cores, self.limit_seconds)
+            with contextlib.suppress(Failed):  # whatever is wrong will be the reason in each of its rows
+                if name != CALIBRATOR:
+                    self.started[name] = self.running[name].ask("start")
+        return self.running[name]
+
+    def stop(self) -> None:
+        """End them all."""
+        for process in self.running.values():
+            process.stop()
+
+
+@contextlib.contextmanager
+def processes(suite: Suite, work: Path) -> Iterator[Processes]:
+    """Workers with one setting of threads, cores and caches; stopped on the way out, whatever happened."""
+    threads, cores = chosen_cores(suite.threads)
+    cache = work / f"compile-cache-{suite.compile_cache}"
+    if suite.compile_cache == "cold":
+        shutil.rmtree(cache, ignore_errors=True)
+    cache.mkdir(parents=True, exist_ok=True)
+    held = Processes(suite.limit_seconds, work, settings(threads, cache), cores, {}, {})
+    try:
+        yield held
+    finally:
+        held.stop()
+
+
+def run(suite: Suite, command: str, work: Path, out: Path, progress: Progress) -> dict[str, Any]:
+    """Run the suite and return its record, which is also written to `out`, the raw samples beside it.
+
+    What fails is a row with its reason. UsageError when no proof is possible, StorageError when nothing can be written.
+    """
+    work.mkdir(parents=True, exist_ok=True)
+    ours: list[str] = [name for name in suite.frameworks if name not in RUNTIMES and name in contract.installed()]
+    proofs: dict[str, Proof] = {}
+    groups: list[Group] = []
+    threads, cores = chosen_cores(suite.threads)
+    with processes(suite, work) as held:
+        calibrator = held.start(CALIBRATOR)
+        machine_ = {"peak_flops": calibrator.ask("peak")["flops"], "threads": threads, "cores": cores, "numerics": NUMERICS}
+        for subject, cases in _by_model(suite):
+            spec = subject.spec()
+            progress(f"{spec.name}: proof")
+            try:
+                proof = prove(spec, ours, suite.modes, work, progress)
+            except TriptychError as error:
+                groups += [_not_proven(group, error) for group in cases]
+                continue
+            proofs[spec.name] = proof
+            for group in cases:
+                workers: dict[str, Asked] = {name: held.start(name) for name in ours}
+                groups.append(run_group(group, workers, calibrator, suite, proof, progress))
+        started = dict(held.started)
+    made = record.make(suite, command, machine_, started, proofs, groups)
+    record.write(out, made, groups)
+    return made
+
+
+def _by_model(suite: Suite) -> Iterator[tuple[Any, list[list[Case]]]]:
+    """Each model with its groups, in the suite's order."""
+    groups = suite.groups()
+    size = len(groups) // len(suite.models)
+    for number, subject in enumerate(suite.models):
+        yield subject, groups[number * size : (number + 1) * size]
+
+
+def _not_proven(cases: list[Case], error: TriptychError) -> Group:
+    entries = [Entry(case) for case in cases]
+    for entry in entries:
+        reason = entry.case.unavailable()
+        if reason is not None:
+            entry.fail(reason, "LaneMissing", unavailable=True)
+        else:
+            entry.fail(f"no proof: {str(error).strip().partition(chr(10))[0]}", type(error).__name__)
+    return Group(cases[0].group, entries)
+
+
+def outcome(made: dict[str, Any]) -> TriptychError | None:
+    """The error that a record ends a command with: ParityFailed when outputs or proofs failed, else that cases failed; None if none did."""
+    failed = [row for row in made["rows"] if "failure" in row and not row["unavailable"]]
+    if not failed:
+        return None
+    lines = [f"{row['model']} {row['mode']} {row['batch_size']} {row['framework']}/{row['lane']}: {row['failure']}" for row in failed]
+    kind = ParityFailed if any(row["error"] == "ParityFailed" for row in failed) else TriptychError
+    return kind(f"{len(failed)} case(s) failed:\n  " + "\n  ".join(lines))
+
+
+def plan(suite: Suite) -> dict[str, Any]:
+    """What `run` would do, without doing it."""
+    threads, cores = chosen_cores(suite.threads)
+    rows = [{**case.to_json(), "unavailable": case.unavailable()} for group in suite.groups() for case in group]
+    return {
+        "suite": suite.model_dump(mode="json"), "threads": threads, "cores": cores, "cases": rows,
+        "memory_phase": machine.begin_memory_phase() is not None,
+        "turns": suite.rounds * (sum(row["unavailable"] is None for row in rows) + len(suite.groups())),
+    }  # fmt: skip

@@ -1,0 +1,175 @@
+"""What `triptych bench` runs: a suite in YAML, read, checked and unfolded into cases. pydantic only parses."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from importlib import resources, util
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+
+from triptych.core import catalog, contract
+from triptych.core.contender import LANES, STOCK
+from triptych.core.errors import InputRefused, UsageError
+from triptych.core.spec import Spec
+
+Name = Literal["pytorch", "tensorflow", "jax", "onnxruntime", "openvino"]
+ENDINGS = (".yaml", ".yml")
+RUNTIMES = ("onnxruntime", "openvino")
+"""What a user might pick instead for inference. They run exported models, and nothing is exported yet: rows with that reason."""
+
+
+class Subject(BaseModel):
+    """A catalogued model with its options."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+    name: str
+    options: dict[str, Any] = Field(default_factory=dict)
+
+    def spec(self) -> Spec:
+        """The spec. UsageError for an unknown name or option, and for dropout, which every framework draws from a stream of its own."""
+        spec = catalog.get_spec(self.name, **self.options)
+        if getattr(spec, "dropout", 0.0):
+            raise UsageError(f"{self.name}: dropout={self.options['dropout']} cannot be timed with its outputs checked; leave it 0")
+        return spec
+
+
+class Suite(BaseModel):
+    """Every combination of the lists is a case. `steps` are timed in each turn, each with images of its own; outputs are checked in every
+    `check_every`-th round; `threads` (None: the cores there are) is the same for everybody; a case gets `limit_seconds` for its first call.
+
+    `compile_cache`: `cold` compiles everything anew; `warm` takes compiled programs that an earlier run left."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+    name: str
+    models: tuple[Subject, ...] = Field(min_length=1)
+    frameworks: tuple[Name, ...] = Field(default=("pytorch", "tensorflow", "jax"), min_length=1)
+    lanes: tuple[Literal["default", "tuned", "compiled", "tuned_compiled", "stock"], ...] = Field(default=("default",), min_length=1)
+    modes: tuple[Literal["inference", "training_step"], ...] = Field(default=("inference", "training_step"), min_length=1)
+    batch_sizes: tuple[Annotated[int, Field(ge=1)], ...] = Field(default=(1,), min_length=1)
+    rounds: int = Field(default=30, ge=2)
+    steps: int = Field(default=1, ge=1)
+    check_every: int = Field(default=5, ge=1)
+    threads: int | None = Field(default=None, ge=1)
+    compile_cache: Literal["cold", "warm"] = "cold"
+    limit_seconds: float = Field(default=600.0, gt=0)
+    seed: int = Field(default=0, ge=0)
+
+    @field_validator("models", "frameworks", "lanes", "modes", "batch_sizes")
+    @classmethod
+    def _once(cls, values: tuple[Any, ...]) -> tuple[Any, ...]:
+        names = [value.name if isinstance(value, Subject) else value for value in values]
+        if len(set(names)) < len(names):
+            raise ValueError("each may stand in the list once")
+        return values
+
+    def groups(self) -> list[list[Case]]:
+        """The cases that take turns with each other: those of one model, mode and batch size."""
+        return [
+            [Case(framework, subject.name, dict(subject.options), lane, mode, size) for framework, lane in self._lanes(mode)]
+            for subject in self.models
+            for mode in self.modes
+            for size in self.batch_sizes
+        ]
+
+    def _lanes(self, mode: str) -> list[tuple[str, str]]:
+        """Our frameworks in every lane they have; JAX has no eager one to compile, and runtimes only infer."""
+        pairs = [(framework, lane) for framework in self.frameworks if framework not in RUNTIMES for lane in self.lanes]
+        ours: list[tuple[str, str]] = [pair for pair in pairs if pair[0] != "jax" or pair[1] == STOCK or not LANES[pair[1]].compile]
+        return ours + [(framework, "default") for framework in self.frameworks if framework in RUNTIMES and mode == "inference"]
+
+
+@dataclass(frozen=True, slots=True)
+class Case:
+    """One row: a framework's lane of a model, in one mode and batch size."""
+
+    framework: str
+    model: str
+    options: dict[str, Any]
+    lane: str
+    mode: str
+    batch_size: int
+
+    @property
+    def contestant(self) -> str:
+        """Its name within its group, `jax/tuned`."""
+        return f"{self.framework}/{self.lane}"
+
+    @property
+    def group(self) -> str:
+        """`resnet50/inference/8`."""
+        return f"{self.model}/{self.mode}/{self.batch_size}"
+
+    @property
+    def ours(self) -> bool:
+        """Whether it is one of our lanes, which only run with a proof."""
+        return self.framework not in RUNTIMES and self.lane != STOCK
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain data."""
+        return asdict(self)
+
+    def unavailable(self) -> str | None:
+        """Why it cannot run here, as far as that is known without importing anything; None when it may."""
+        if self.framework in RUNTIMES:
+            if util.find_spec(self.framework) is None:
+                return f"{self.framework} is not installed"
+            return f"{self.framework} runs exported models, and triptych does not export yet"
+        if self.framework not in contract.installed():
+            return f"{contract.framework(self.framework).title} is not installed"
+        layers = catalog.get_spec(self.model, **self.options).layers()
+        if self.ours and LANES[self.lane].tuned and not any(layer.op == "conv" for layer in layers):
+            return f"what is tuned are convolutions, and {self.model} has none"
+        return None
+
+
+def names() -> list[str]:
+    """The shipped suites."""
+    folder = resources.files("triptych").joinpath("suites")
+    return sorted(entry.name.removesuffix(".yaml") for entry in folder.iterdir() if entry.name.endswith(".yaml"))
+
+
+def load(name: str, **changes: Any) -> Suite:
+    """A shipped suite, or the file at a path; `changes` that are not None replace its values.
+
+    Raises UsageError for an unknown name, model, option or a wrong change, InputRefused for a file that is no suite.
+    """
+    if name.endswith(ENDINGS):
+        try:
+            text = Path(name).read_text(encoding="utf-8")
+        except (OSError, UnicodeDecodeError) as error:
+            raise InputRefused(f"{name}: {error}; shipped suites: {', '.join(names())}") from None
+    elif name in names():
+        text = resources.files("triptych").joinpath("suites", f"{name}.yaml").read_text(encoding="utf-8")
+    else:
+        close = difflib.get_close_matches(name, names(), n=1)
+        hint = f"did you mean {close[0]!r}? " if close else ""
+        raise UsageError(f"unknown suite {name!r}; {hint}shipped: {', '.join(names())}; or give the path of a .yaml file")
+    suite = _validated(_mapping(text, name), name, InputRefused)
+    given = {key: value for key, value in changes.items() if value is not None}
+    suite = _validated({**suite.model_dump(mode="json"), **given}, "options", UsageError) if given else suite
+    for subject in suite.models:
+        subject.spec()
+    return suite
+
+
+def _mapping(text: str, source: str) -> Mapping[str, Any]:
+    try:
+        data = yaml.safe_load(text)
+    except (yaml.YAMLError, RecursionError) as error:
+        raise InputRefused(f"{source}: not valid YAML ({' '.join(str(error).split())})") from None
+    if not isinstance(data, dict):
+        raise InputRefused(f"{source}: a suite is a mapping of names to values; found {type(data).__name__}")
+    return data
+
+
+def _validated(data: Mapping[str, Any], source: str, error: type[InputRefused] | type[UsageError]) -> Suite:
+    try:
+        return Suite.model_validate(data)
+    except ValidationError as found:
+        lines = [f"{'.'.join(map(str, each['loc']))}: {each['msg']}; given {each['input']!r}" for each in found.errors()]
+        raise error(f"{source}: {len(lines)} wrong value(s):\n  " + "\n  ".join(lines)) from None

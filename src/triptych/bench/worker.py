@@ -1,0 +1,141 @@
+"""One framework's process, held alive: `python -m triptych.bench.worker FRAMEWORK`, a line of JSON in and one out for each thing asked.
+
+It builds contenders, times their turns by its own clock, and answers only when everything is there; between turns it sleeps in a read.
+"""
+
+from __future__ import annotations
+
+import gc
+import json
+import os
+import sys
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from time import perf_counter
+from typing import Any
+
+import numpy as np
+
+from triptych.bench import machine
+from triptych.core import catalog, contract
+from triptych.core.contender import Contender
+
+Answer = dict[str, Any]
+
+
+@dataclass(slots=True)
+class Held:
+    """A contender and what its inputs are like."""
+
+    contender: Contender
+    mode: str
+    shape: tuple[int, ...]
+    classes: int
+
+
+class Worker:
+    """What is done in the process; everything asked and answered is plain data."""
+
+    def __init__(self, framework: str) -> None:
+        self.framework = framework
+        self.held: dict[str, Held] = {}
+        self._inputs: tuple[Any, tuple[np.ndarray, np.ndarray]] | None = None
+        self.create: Callable[..., Contender] | None = None
+
+    def ask(self, do: str, **given: Any) -> Answer:
+        """Do one of `start`, `kernel`, `peak`, `build`, `turn`, `release`. Raises what that raises."""
+        actions: dict[str, Callable[..., Answer]] = {
+            "start": self._start, "kernel": self._kernel, "peak": self._peak,
+            "build": self._build, "turn": self._turn, "release": self._release,
+        }  # fmt: skip
+        return actions[do](**given)
+
+    def _start(self) -> Answer:
+        started = perf_counter()
+        room = contract.load(self.framework)
+        self.create = room.contender
+        return {"import_seconds": perf_counter() - started, "versions": room.versions()}
+
+    def _kernel(self) -> Answer:
+        return {"seconds": machine.kernel_seconds()}
+
+    def _peak(self) -> Answer:
+        return {"flops": machine.peak_flops()}
+
+    def _build(self, key: str, case: Mapping[str, Any], weights: str, seed: int) -> Answer:
+        """Create the contender and make its first call."""
+        from safetensors.numpy import load_file
+
+        if self.create is None:
+            self._start()
+        assert self.create is not None
+        spec = catalog.get_spec(case["model"], **case["options"])
+        started = perf_counter()
+        contender = self.create(spec, load_file(weights), case["lane"], case["mode"])
+        built = perf_counter()
+        held = Held(contender, case["mode"], (case["batch_size"], *spec.input_shape), spec.num_classes)
+        batch = contender.stage(*self._batch(held, seed, 0))
+        staged = perf_counter()
+        contender.run(batch)
+        first = perf_counter() - staged
+        self.held[key] = held
+        return {
+            "build_seconds": built - started, "first_call_seconds": first, "compiles": contender.compiles, "levers": list(contender.levers),
+            "unequal": contender.unequal, "macs": contender.macs,
+        }  # fmt: skip
+
+    def _turn(self, key: str, number: int, seed: int, steps: int = 1, check: bool = False) -> Answer:
+        """Seconds of each of `steps` steps, on images of their own, numbered from `number` on; peak and growth of memory meanwhile.
+
+        With `check` the first step starts from the first weights, and its outputs are told: logits; or the loss, and the loss of another
+        step on the same images, which shows what the first did to the weights.
+        """
+        held, seconds, outputs = self.held[key], [], None
+        if check:
+            held.contender.reset()
+        resident = machine.begin_memory_phase()
+        for step in range(steps):
+            batch = held.contender.stage(*self._batch(held, seed, number + step))
+            started = perf_counter()
+            output = held.contender.run(batch)
+            seconds.append(perf_counter() - started)
+            if check and step == 0:
+                outputs = [output] if held.mode == "inference" else [output, held.contender.run(batch)]
+        return {
+            "seconds": seconds,
+            "resident_bytes": resident,
+            "peak_bytes": None if resident is None else machine.peak_memory(),
+            "outputs": None if outputs is None else [np.asarray(each, np.float64).tolist() for each in outputs],
+        }
+
+    def _release(self) -> Answer:
+        self.held.clear()
+        gc.collect()
+        return {}
+
+    def _batch(self, held: Held, seed: int, number: int) -> tuple[np.ndarray, np.ndarray]:
+        """Images and labels of this number, the same in every process and lane; those of the last number are kept."""
+        what = (held.shape, held.classes, seed, number)
+        if self._inputs is None or self._inputs[0] != what:
+            numbers = np.random.Generator(np.random.Philox(key=[seed, number]))
+            images = numbers.standard_normal(held.shape, dtype=np.float32)
+            self._inputs = what, (images, numbers.integers(held.classes, size=held.shape[0]))
+        return self._inputs[1]
+
+
+def main(framework: str) -> None:
+    """Answer until the input ends. What libraries print goes to stderr, the log; the answers alone to the real stdout."""
+    answers = os.fdopen(os.dup(1), "w", buffering=1)
+    os.dup2(2, 1)
+    worker = Worker(framework)
+    for line in sys.stdin:
+        try:
+            answer = worker.ask(**json.loads(line))
+        except Exception as error:
+            text = str(error).strip().partition("\n")[0][:500]
+            answer = {"error": {"kind": type(error).__name__, "message": text or type(error).__name__}}
+        answers.write(json.dumps(answer) + "\n")
+
+
+if __name__ == "__main__":
+    main(sys.argv[1])

@@ -1,0 +1,134 @@
+"""`triptych bench SUITE`: time proven models against each other. `triptych bench compare OLD NEW`: find what became slower."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from triptych.cli import emit, json_option
+from triptych.core.errors import Regression, TooNoisy, UsageError
+
+if TYPE_CHECKING:
+    from triptych.bench.suite import Suite
+
+
+@click.command("bench")
+@click.argument("what", nargs=-1, metavar="[SUITE | compare OLD NEW]")
+@click.option("--frameworks", help="Comma-separated; without it, the suite's.")
+@click.option("--lanes", help="Comma-separated; without it, the suite's.")
+@click.option("--modes", help="Comma-separated: inference, training_step.")
+@click.option("--batch-sizes", help="Comma-separated; without it, the suite's.")
+@click.option("--rounds", type=click.IntRange(min=2), help="Turns of each case; without it, the suite's.")
+@click.option("--threads", type=click.IntRange(min=1), help="Of every framework alike; without it, the suite's, or the cores there are.")
+@click.option("--seed", type=click.IntRange(min=0), help="Of the inputs and the order of turns.")
+@click.option("--out", type=click.Path(path_type=Path, dir_okay=False), help="The record; without it, WORK/SUITE.json.")
+@click.option(
+    "--work", type=click.Path(path_type=Path, file_okay=False), default=Path("runs/bench"), show_default=True, help="Proofs, logs."
+)
+@click.option("--dry-run", is_flag=True, help="Check the suite and list its cases; nothing is started.")
+@json_option
+def bench_command(
+    what: tuple[str, ...], frameworks: str | None, lanes: str | None, modes: str | None, batch_sizes: str | None, rounds: int | None,
+    threads: int | None, seed: int | None, out: Path | None, work: Path, dry_run: bool, as_json: bool,
+) -> None:  # fmt: skip
+    """Time SUITE (quick, resnet50, or a .yaml file): our lanes only with a proof, in interleaved turns, with intervals of paired ratios.
+
+    Exit code 4: a proof failed or outputs strayed; 1: another case failed; either way the record holds all rows. `compare`: 6 when
+    something became slower, 5 when the records cannot tell.
+    """
+    if what[:1] == ("compare",):
+        _compare(what[1:], as_json)
+        return
+    if len(what) > 1:
+        raise UsageError(f"one suite at a time; given {', '.join(what)}. To compare records: triptych bench compare OLD NEW")
+    from triptych.bench import session, suite
+    from triptych.cli.progress import status
+
+    chosen = suite.load(
+        what[0] if what else "quick", frameworks=_listed(frameworks), lanes=_listed(lanes), modes=_listed(modes),
+        batch_sizes=_listed(batch_sizes), rounds=rounds, threads=threads, seed=seed,
+    )  # fmt: skip
+    if dry_run:
+        planned = session.plan(chosen)
+        emit(planned, as_json, _planned(chosen, planned))
+        return
+    out = out or work / f"{chosen.name}.json"
+    with status(f"bench {chosen.name}") as progress:
+        made = session.run(chosen, _command(), work, out, progress)
+    emit(made, as_json, f"{table(made)}\n{out}, raw samples beside it")
+    failed = session.outcome(made)
+    if failed is not None:
+        raise failed
+
+
+def _command() -> str:
+    """What was called, without the paths of this machine."""
+    context = click.get_current_context()
+    sources = {name: context.get_parameter_source(name) for name in context.params}
+    given = {name: value for name, value in context.params.items() if sources[name] is click.core.ParameterSource.COMMANDLINE}
+    options = [
+        f"--{name.replace('_', '-')} {value}" for name, value in given.items() if isinstance(value, (str, int)) and name != "as_json"
+    ]
+    return " ".join(["triptych bench", *(Path(part).name for part in context.params["what"] or ("quick",)), *options])
+
+
+def _listed(text: str | None) -> list[str] | None:
+    return None if text is None else [part.strip() for part in text.split(",")]
+
+
+def _planned(chosen: Suite, planned: dict[str, Any]) -> str:
+    lines = [
+        f"{row['model']}/{row['mode']}/{row['batch_size']}/{row['framework']}/{row['lane']}"
+        + (f": not here, {row['unavailable']}" if row["unavailable"] else "")
+        for row in planned["cases"]
+    ]
+    end = f"{len(lines)} cases, {planned['turns']} turns in {chosen.rounds} rounds, {planned['threads']} threads; nothing was timed"
+    return "\n".join([*lines, end])
+
+
+def table(made: dict[str, Any]) -> str:
+    """A record as text: the groups, their rows, who was faster, and what this machine could show."""
+    lines = []
+    for group in made["groups"]:
+        key = {name: group[name] for name in ("model", "mode", "batch_size")}
+        lines.append(f"\n{group['model']}, {group['mode'].replace('_', ' ')}, batch {group['batch_size']}")
+        lines.append(f"  {'lane':<26}{'median':>11}{'95 % interval':>24}{'images/s':>10}{'peak':>7}{'compile':>9}  proof")
+        lines += [_line(row) for row in made["rows"] if all(row[name] == value for name, value in key.items())]
+        lines += [f"  {_pair(pair)}" for pair in group["comparisons"]]
+        if group["a_a"]:
+            smallest = f"the smallest difference this machine could show: {group['a_a']['smallest_difference']:.1%}"
+            lines.append(f"  {smallest}; {group['noisy_rounds']} of {group['rounds']} rounds were noisy")
+    return "\n".join(lines).lstrip("\n")
+
+
+def _line(row: dict[str, Any]) -> str:
+    name = f"{row['framework']}/{row['lane']}"
+    if "failure" in row:
+        return f"  {name:<26}{'not here' if row['unavailable'] else 'FAILED'}: {row['failure']}"
+    low, high = row["interval"]
+    interval = f"{low * 1e3:.3f} to {high * 1e3:.3f} ms"
+    figures = f"{row['median'] * 1e3:>8.3f} ms{interval:>24}{row['images_per_second']:>10.1f}{row['peak_share']:>7.0%}"
+    return f"  {name:<26}{figures}{row['compile_seconds']:>7.1f} s  {row['certificate']['kind']}"
+
+
+def _pair(pair: dict[str, Any]) -> str:
+    low, high = pair["interval"]
+    who = f"{pair['winner']} is faster" if pair["winner"] else "no winner"
+    return f"{pair['a']} / {pair['b']}: {pair['ratio']:.3f} ({low:.3f} to {high:.3f}): {who}"
+
+
+def _compare(paths: tuple[str, ...], as_json: bool) -> None:
+    if len(paths) != 2:
+        raise UsageError(f"compare takes two records, OLD and NEW; given {len(paths)}")
+    from triptych.bench import compare
+
+    result = compare.compare(Path(paths[0]), Path(paths[1]))
+    emit(result, as_json, compare.table(result))
+    verdicts = [row["verdict"] for row in result["rows"]]
+    if "slower" in verdicts:
+        raise Regression(f"{verdicts.count('slower')} of {len(verdicts)} case(s) became slower")
+    if "cannot tell" in verdicts:
+        hint = f"a regression of {compare.THRESHOLD:.0%} could hide in them: take more rounds, or a quieter machine"
+        raise TooNoisy(f"{verdicts.count('cannot tell')} of {len(verdicts)} case(s) cannot be told; {hint}")

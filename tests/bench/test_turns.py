@@ -1,0 +1,139 @@
+"""The orchestrator, with real tiny models whose workers live in this process."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+import numpy as np
+import pytest
+
+from triptych.bench import record, session
+from triptych.bench.processes import Failed
+from triptych.bench.proof import Proof
+from triptych.core import contract
+from triptych.core.errors import ParityFailed
+
+FRAMEWORKS = contract.installed()
+
+
+@pytest.mark.parametrize("mode", ["inference", "training_step"])
+def test_frameworks_take_turns_and_agree_while_they_are_timed(lab: Any, mode: str, tmp_path: Any) -> None:
+    suite = lab.suite(modes=[mode], frameworks=FRAMEWORKS, rounds=5, check_every=2, steps=2)
+    group = lab.group(suite, {name: lab.Local(name) for name in FRAMEWORKS})
+    assert [entry.failure for entry in group.entries] == [None] * len(FRAMEWORKS)
+    assert all(np.shape(entry.turns) == (5, 2) for entry in group.entries)
+    assert np.shape(group.twin) == (5, 2)
+    orders = [tuple(each["order"]) for each in group.rounds]
+    assert len(set(orders)) > 1, "the order of turns is drawn anew"
+    assert all(len(order) == len(FRAMEWORKS) + 1 for order in orders)
+    made = lab.record(tmp_path / "tiny.json", suite, [group])
+    assert session.outcome(made) is None
+    for row in made["rows"]:
+        assert row["certificate"]["kind"] == "parity"
+        assert row["certificate"]["checked"]["turns"] == 3, "before the first round, and in every second"
+        assert row["certificate"]["checked"]["worst_error"] <= 1e-5
+        assert 0.0 < row["interval"][0] <= row["median"] <= row["interval"][1]
+        assert (row["n"], row["p90"]) == (10, None)
+        assert row["compile_seconds"] == 0.0 or row["framework"] != "pytorch"
+        assert row["peak_memory_bytes"] is None or row["peak_memory_bytes"] > 2**20
+    pairs = len(FRAMEWORKS) * (len(FRAMEWORKS) - 1) // 2
+    assert len(made["groups"][0]["comparisons"]) == pairs
+    assert made["groups"][0]["a_a"]["smallest_difference"] > 0.0
+
+
+def test_the_same_inputs_reach_every_framework_and_no_two_steps_get_the_same(lab: Any) -> None:
+    worker = lab.Local("pytorch")
+    suite = lab.suite(frameworks=["pytorch"])
+    lab.group(suite, {"pytorch": worker})
+    case = suite.groups()[0][0]
+    worker.ask("build", key="x", case=case.to_json(), weights=str(lab.proof.weights), seed=0)
+    seen = [worker.ask("turn", key="x", number=number, seed=0, check=True)["outputs"] for number in (1, 2, 1)]
+    assert seen[0] == seen[2]
+    assert seen[0] != seen[1]
+
+
+def strays_after(calls: int) -> Any:
+    """A contender whose logits are a little off from some call on: what a check at the start alone would miss."""
+
+    def spoil(contender: Any) -> Any:
+        count = iter(range(10**6))
+        return dataclasses.replace(contender, run=lambda batch: contender.run(batch) * (1.0 if next(count) < calls else 1.001))
+
+    return spoil
+
+
+def test_outputs_that_stray_while_being_timed_cost_the_lane_its_row(lab: Any, tmp_path: Any) -> None:
+    suite = lab.suite(frameworks=["pytorch", "tensorflow"], rounds=6, check_every=2)
+    workers = {"pytorch": lab.Local("pytorch"), "tensorflow": lab.Local("pytorch", strays_after(4))}
+    group = lab.group(suite, workers)
+    made = lab.record(tmp_path / "tiny.json", suite, [group])
+    good, bad = made["rows"]
+    assert "failure" not in good
+    assert bad["failure"].startswith("its outputs are 1.0e-03 from those of pytorch/default")
+    assert (bad["median"], bad["certificate"]["kind"]) == (None, "none")
+    with pytest.raises(ParityFailed, match="1 case"):
+        raise session.outcome(made)  # type: ignore[misc]
+
+
+def test_outputs_that_are_no_numbers_cost_the_lane_its_row(lab: Any) -> None:
+    suite = lab.suite(frameworks=["pytorch"])
+    nan = lab.Local("pytorch", lambda contender: dataclasses.replace(contender, run=lambda batch: contender.run(batch) * np.nan))
+    (entry,) = lab.group(suite, {"pytorch": nan}).entries
+    assert (entry.failure, entry.turns) == ("its outputs are not finite", [])
+
+
+def test_without_a_proof_none_of_ours_is_built(lab: Any) -> None:
+    suite, worker = lab.suite(frameworks=["pytorch"]), lab.Local("pytorch")
+    refuted = Proof({**lab.certificate, "verdict": "fail"}, lab.proof.weights)
+    (entry,) = lab.group(suite, {"pytorch": worker}, refuted).entries
+    assert entry.failure is not None
+    assert entry.failure.startswith("not proven")
+    assert worker.asked == ["release"]
+
+
+class Dying:
+    """A worker that ends in the middle of the third round."""
+
+    def __init__(self, inner: Any) -> None:
+        self.inner, self.turns = inner, 0
+
+    def ask(self, do: str, **given: Any) -> dict[str, Any]:
+        """As long as it lives."""
+        self.turns += do == "turn"
+        if self.turns > 3:
+            raise Failed("ProcessEnded", "the process was killed")
+        return dict(self.inner.ask(do, **given))
+
+
+def test_a_process_that_ends_is_a_row_with_a_reason_and_the_others_go_on(lab: Any, tmp_path: Any) -> None:
+    suite = lab.suite(frameworks=["pytorch", "tensorflow"], rounds=6)
+    group = lab.group(suite, {"pytorch": Dying(lab.Local("pytorch")), "tensorflow": lab.Local("pytorch")})
+    made = lab.record(tmp_path / "tiny.json", suite, [group])
+    dead, alive = made["rows"]
+    assert dead["failure"] == "ProcessEnded: the process was killed"
+    assert alive["n"] == 6
+    assert made["groups"][0]["a_a"] is None, "whom nobody can be compared with: the twin died"
+    assert session.outcome(made).exit_code == 1  # type: ignore[union-attr]
+
+
+def test_what_a_machine_lacks_is_a_row_and_no_failure(lab: Any, tmp_path: Any) -> None:
+    suite = lab.suite(frameworks=["pytorch", "onnxruntime"], lanes=["default", "tuned", "stock"])
+    group = lab.group(suite, {"pytorch": lab.Local("pytorch")})
+    made = lab.record(tmp_path / "tiny.json", suite, [group])
+    reasons = {f"{row['framework']}/{row['lane']}": row["failure"] for row in made["rows"] if "failure" in row}
+    assert reasons.keys() == {"pytorch/tuned", "pytorch/stock", "onnxruntime/default"}
+    assert reasons["pytorch/stock"] == "torchvision has no mlp"
+    assert "onnxruntime" in reasons["onnxruntime/default"]
+    assert session.outcome(made) is None
+
+
+def test_the_record_is_read_back_and_has_every_sample(lab: Any, tmp_path: Any) -> None:
+    suite = lab.suite(frameworks=["pytorch"], rounds=3)
+    group = lab.group(suite, {"pytorch": lab.Local("pytorch")})
+    lab.record(tmp_path / "tiny.json", suite, [group])
+    made, lines = record.read(tmp_path / "tiny.json")
+    assert lines[0]["turns"] == group.entries[0].turns
+    assert [each["kernel_seconds"] for each in lines[1]["rounds"]] == [1e-3] * 3
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["tiny.json", "tiny.samples.jsonl"]
+    assert made["rows"][0]["macs"] == 8 * 8 * 32 + 32 * 10
