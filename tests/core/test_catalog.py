@@ -25,6 +25,10 @@ PARAMETERS = {
     "resnet110": 1_727_962,
     "resnet18_cifar": 11_173_962,
     "mlp": 784 * 256 + 256 + 256 * 256 + 256 + 256 * 10 + 10,
+    # timm's counts.
+    "vit_tiny_patch16_224": 5_717_416,
+    "vit_small_patch16_224": 22_050_664,
+    "vit_base_patch16_224": 86_567_656,
 }
 
 
@@ -61,10 +65,11 @@ def test_list_models_matches_a_pattern(pattern: str, names: list[str]) -> None:
         ("Resnet50", "resnet50"),
         ("resnet18_cifr", "resnet18_cifar"),
         ("mpl", "mlp"),
+        ("vit_tiny_patch16", "vit_tiny_patch16_224"),
     ],
 )
 def test_a_mistyped_name_gets_a_suggestion(given: str, meant: str) -> None:
-    with pytest.raises(UsageError, match=rf"unknown model '{given}'; did you mean '{meant}'\? `triptych list` shows all 12"):
+    with pytest.raises(UsageError, match=rf"unknown model '{given}'; did you mean '{meant}'\? `triptych list` shows all 15"):
         catalog.get_spec(given)
 
 
@@ -88,6 +93,7 @@ def test_a_name_like_no_other_gets_none(given: str) -> None:
         ("mlp", {"hidden": 8}, "hidden=8 must be one positive integer or several, as a tuple"),
         ("mlp", {"dropout": 1.0}, r"dropout=1.0 is not in \[0, 1\)"),
         ("mlp", {"dropout": -0.1}, r"dropout=-0.1 is not in \[0, 1\)"),
+        ("vit_tiny_patch16_224", {"image_size": 100}, "image_size=100 must be a multiple of its patches of 16 pixels"),
         ("mlp", {"dropout": "half"}, r"dropout='half' is not in \[0, 1\)"),
     ],
 )

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from triptych.core import catalog, checkpoint, contract, initialize
+from triptych.core import catalog, checkpoint, contract, initialize, philox
 from triptych.core.spec import Spec
 
 
@@ -62,6 +62,23 @@ def test_timm_loads_it_from_the_directory(tmp_path: Path, options: dict[str, int
     assert data["interpolation"] == "bilinear"
     assert (tuple(data["mean"]), tuple(data["std"])) == (spec.preprocessing.mean, spec.preprocessing.std)
     assert int(spec.image_size / data["crop_pct"]) == spec.preprocessing.resize_short_side
+
+
+def test_timm_loads_a_vit_from_the_directory_and_its_logits_are_ours(tmp_path: Path) -> None:
+    room = contract.load("pytorch")
+    timm = pytest.importorskip("timm", reason="timm, a peer that must load our checkpoints, is not installed")
+    import torch
+
+    spec = catalog.get_spec("vit_tiny_patch16_224", num_classes=7, in_channels=1, image_size=64)
+    weights = initialize.parity_weights(spec, 0, "float32")
+    directory = checkpoint.save(tmp_path / "c", spec, weights)
+    peer = timm.create_model(f"local-dir:{directory}", pretrained=True).double().eval()
+    check_equal({name: tensor.float().numpy() for name, tensor in peer.state_dict().items()}, weights)
+    images = philox.normal("images", (2, *spec.input_shape))
+    with torch.no_grad():
+        expected = peer(torch.from_numpy(images).permute(0, 3, 1, 2)).numpy()
+    model = room.create_model(spec, {name: value.astype(np.float64) for name, value in weights.items()}, precision="float64", device="cpu")
+    np.testing.assert_allclose(model.predict(images), expected, rtol=0, atol=1e-13 * np.abs(expected).max())
 
 
 def test_timm_loads_the_file(tmp_path: Path) -> None:

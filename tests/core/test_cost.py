@@ -22,6 +22,23 @@ def test_resnet50_is_4_09_gmacs_and_flops_are_twice_that():
     assert total.flops == 2 * total.macs
 
 
+def test_vit_base_matches_the_published_macs():
+    # torchvision's `_ops` of vit_b_16, the same network: 17.564 G.
+    assert round(cost(catalog.get_spec("vit_base_patch16_224")).macs / 1e9, 3) == 17.564
+
+
+def test_attention_by_hand():
+    layers = {layer.name: layer for layer in cost(catalog.get_spec("vit_tiny_patch16_224")).layers}
+    assert layers["patch_embed.proj"].macs == 14 * 14 * 16 * 16 * 3 * 192
+    assert layers["pos_drop"].output == (197, 192)
+    assert layers["pos_drop"].parameters == 192 + 197 * 192
+    assert layers["blocks.3.attn.qkv"].macs == 197 * 192 * 576
+    assert layers["blocks.3.attn.sdpa"].macs == 3 * 2 * 197 * 197 * 64
+    assert layers["blocks.3.attn.sdpa"].parameters == 0
+    assert layers["head"].output == (1000,)
+    assert layers["head"].macs == 192 * 1000
+
+
 @pytest.mark.parametrize("name", catalog.CATALOG)
 def test_parameters_are_the_catalogued_count(name):
     assert cost(catalog.get_spec(name)).parameters == catalog.CATALOG[name].parameters

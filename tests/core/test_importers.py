@@ -283,3 +283,33 @@ def test_timm_resnet18(torch: Any, tmp_path: Path) -> None:
     imported = importers.to_canonical(foreign_file.read(tmp_path / "model.safetensors"), "resnet18")
     assert imported.spec == catalog.get_spec("resnet18", num_classes=3, in_channels=1)
     check_imported(imported, {name: tensor.numpy() for name, tensor in state.items()})
+
+
+def test_timm_vit_tiny(torch: Any, tmp_path: Path) -> None:
+    timm = pytest.importorskip("timm", reason="timm, a peer whose files we import, is not installed")
+    from safetensors.torch import save_file
+
+    state = timm.create_model("vit_tiny_patch16_224", num_classes=3, in_chans=1, img_size=64).state_dict()
+    save_file(state, tmp_path / "model.safetensors")
+    imported = importers.to_canonical(foreign_file.read(tmp_path / "model.safetensors"), "vit_tiny_patch16_224")
+    assert imported.spec == catalog.get_spec("vit_tiny_patch16_224", num_classes=3, in_channels=1, image_size=64)
+    check_imported(imported, {name: tensor.numpy() for name, tensor in state.items()})
+
+
+@pytest.mark.parametrize("name", ["vit_tiny_patch16_224", "vit_small_patch16_224", "vit_base_patch16_224"])
+def test_timm_s_names_and_shapes_are_ours(torch: Any, name: str) -> None:
+    timm = pytest.importorskip("timm", reason="timm, a peer whose files we import, is not installed")
+    with torch.device("meta"):
+        state = [(key, tuple(tensor.shape)) for key, tensor in timm.create_model(name).state_dict().items()]
+    assert state == [(tensor.name, tensor.shape) for tensor in catalog.get_spec(name).tensors()]
+
+
+def test_a_vit_s_sizes_are_read_off_its_tensors_and_one_too_many_positions_are_refused() -> None:
+    spec = catalog.get_spec("vit_tiny_patch16_224", num_classes=3, in_channels=1, image_size=32)
+    state = {tensor.name: np.zeros(tensor.shape, np.float32) for tensor in spec.tensors()}
+    assert importers.to_canonical({"state_dict": state}, "vit_tiny_patch16_224").spec == spec
+    state["pos_embed"] = np.zeros((1, 6, 192), np.float32)
+    with pytest.raises(InputRefused, match="pos_embed"):
+        importers.to_canonical(state, "vit_tiny_patch16_224")
+    with pytest.raises(InputRefused, match="try --model vit_tiny_patch16_224"):
+        importers.to_canonical({**state, "pos_embed": np.zeros((1, 5, 192), np.float32)}, "vit_base_patch16_224")

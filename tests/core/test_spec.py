@@ -19,12 +19,13 @@ from triptych.core.spec import (
     ResNetSpec,
     StageSpec,
     StemSpec,
+    ViTSpec,
     from_dict,
     to_dict,
 )
 
 each_model = pytest.mark.parametrize("name", catalog.CATALOG)
-SPECS = (MLPSpec, ResNetSpec, StemSpec, StageSpec, PoolSpec, BatchNormSpec, Preprocessing, Layer, BlockSpec)
+SPECS = (MLPSpec, ResNetSpec, ViTSpec, StemSpec, StageSpec, PoolSpec, BatchNormSpec, Preprocessing, Layer, BlockSpec)
 
 
 @each_model
@@ -42,7 +43,7 @@ def test_a_spec_with_options_survives_json(options: dict[str, Any]) -> None:
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"family": "vgg"}, "unknown model family 'vgg'; known: resnet, mlp"),
+        ({"family": "vgg"}, "unknown model family 'vgg'; known: resnet, mlp, vit"),
         ({"family": None}, "unknown model family None"),
         ({"depth": 3}, "malformed mlp spec: .*'depth'"),
         ({"preprocessing": {"crop": 8}}, "malformed mlp spec"),
@@ -73,7 +74,7 @@ def test_a_spec_is_frozen_and_hashable(name: str) -> None:
 def test_constants_have_no_defaults(kind: type) -> None:
     """Rule 5: no constant of a model is left to a default; the layer table's geometry alone has neutral ones."""
     defaults = {field.name for field in dataclasses.fields(kind) if field.default is not dataclasses.MISSING}
-    assert defaults == ({"kernel", "stride", "padding", "bias"} if kind is Layer else set())
+    assert defaults == ({"kernel", "stride", "padding", "bias", "tokens"} if kind is Layer else set())
 
 
 @each_model
@@ -104,6 +105,39 @@ def test_channels_fit_from_layer_to_layer(name: str) -> None:
         shortcut = layer.name.endswith(("downsample.0", "downsample"))
         assert layer.in_channels == (block_input if shortcut else before.out_channels), layer.name
         before = layer
+
+
+def test_the_first_block_of_vit_tiny_and_what_surrounds_the_blocks() -> None:
+    spec = catalog.get_spec("vit_tiny_patch16_224")
+    assert spec.layers()[:10] == (
+        Layer("patch_embed.proj", "conv", 3, 192, 14, kernel=16, stride=16, bias=True),
+        Layer("pos_drop", "embedding", 192, 192, 1, tokens=197),
+        Layer("blocks.0.norm1", "layer_norm", 192, 192, 1, tokens=197),
+        Layer("blocks.0.attn.qkv", "linear", 192, 576, 1, bias=True, tokens=197),
+        Layer("blocks.0.attn.sdpa", "attention", 576, 192, 1, tokens=197),
+        Layer("blocks.0.attn.proj", "linear", 192, 192, 1, bias=True, tokens=197),
+        Layer("blocks.0.norm2", "layer_norm", 192, 192, 1, tokens=197),
+        Layer("blocks.0.mlp.fc1", "linear", 192, 768, 1, bias=True, tokens=197),
+        Layer("blocks.0.mlp.act", "gelu", 768, 768, 1, tokens=197),
+        Layer("blocks.0.mlp.fc2", "linear", 768, 192, 1, bias=True, tokens=197),
+    )
+    assert len(spec.layers()) == 2 + 12 * 8 + 2
+    assert spec.layers()[-2:] == (
+        Layer("norm", "layer_norm", 192, 192, 1, tokens=197),
+        Layer("head", "linear", 192, 1000, 1, bias=True),
+    )
+    assert spec.layer_norm_epsilon == 1e-6
+
+
+def test_a_vit_s_own_tensors_come_first_in_its_state_and_belong_to_the_embedding() -> None:
+    tensors = catalog.get_spec("vit_tiny_patch16_224", image_size=32).tensors()
+    assert [(tensor.name, tensor.shape) for tensor in tensors[:4]] == [
+        ("cls_token", (1, 1, 192)),
+        ("pos_embed", (1, 5, 192)),
+        ("patch_embed.proj.weight", (192, 3, 16, 16)),
+        ("patch_embed.proj.bias", (192,)),
+    ]
+    assert [tensor.layer for tensor in tensors[:3]] == ["pos_drop", "pos_drop", "patch_embed.proj"]
 
 
 def test_a_layer_that_is_not_there_is_a_key_error() -> None:
@@ -160,4 +194,9 @@ def test_batch_norm_state_in_state_dict_order() -> None:
 
 
 def test_proof_image_size() -> None:
-    assert [catalog.get_spec(name).proof_image_size for name in ("resnet50", "resnet20", "mlp")] == [64, 32, 28]
+    assert [catalog.get_spec(name).proof_image_size for name in ("resnet50", "resnet20", "mlp", "vit_tiny_patch16_224")] == [
+        64,
+        32,
+        28,
+        224,
+    ]

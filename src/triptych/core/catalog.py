@@ -9,12 +9,14 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from triptych.core.errors import UsageError
-from triptych.core.spec import BatchNormSpec, MLPSpec, PoolSpec, Preprocessing, ResNetSpec, Spec, StageSpec, StemSpec
+from triptych.core.spec import BatchNormSpec, MLPSpec, PoolSpec, Preprocessing, ResNetSpec, Spec, StageSpec, StemSpec, ViTSpec
 
 # torchvision's statistics of the ImageNet training set, RGB, on [0, 1].
 IMAGENET = Preprocessing(resize_short_side=256, crop=224, mean=(0.485, 0.456, 0.406), std=(0.229, 0.224, 0.225))
 # Per-channel statistics of the CIFAR-10 training set (`triptych data statistics` is planned; these are the field's usual figures).
 CIFAR = Preprocessing(resize_short_side=None, crop=32, mean=(0.4914, 0.4822, 0.4465), std=(0.2470, 0.2435, 0.2616))
+# Of the ViTs of Steiner et al. 2021, as timm has them; timm resizes bicubically.
+VIT = Preprocessing(resize_short_side=248, crop=224, mean=(0.5, 0.5, 0.5), std=(0.5, 0.5, 0.5))
 # Mean and standard deviation of the embedded digits' training split on [0, 1] (`data/digits.py`; a test computes them).
 DIGITS = Preprocessing(resize_short_side=None, crop=32, mean=(0.3057,), std=(0.376,))
 
@@ -34,6 +36,10 @@ IMAGENET_SIZES: dict[str, tuple[Literal["basic", "bottleneck"], tuple[int, ...]]
 }
 # He et al. 2015, §4.2 and Table 6: depth 6n + 2, three stages of n basic blocks of width 16, 32, 64, option-A shortcuts.
 CIFAR_DEPTHS = (20, 32, 44, 56, 110)
+# Steiner et al. 2021 (arXiv:2106.10270), Table 2: width and heads of the twelve blocks; patches of 16 pixels.
+VIT_SIZES = {"vit_tiny_patch16_224": (192, 3), "vit_small_patch16_224": (384, 6), "vit_base_patch16_224": (768, 12)}
+# The paper's and timm's, neither PyTorch's 1e-5 nor Keras' 1e-3 (numerics 8).
+LAYER_NORM_EPSILON = 1e-6
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,8 +74,14 @@ def _mlp(name: str) -> MLPSpec:
     return MLPSpec(name, hidden=(256, 256), dropout=0.0, num_classes=10, in_channels=1, image_size=28, preprocessing=DIGITS)
 
 
+def _vit(name: str) -> ViTSpec:
+    width, heads = VIT_SIZES[name]
+    return ViTSpec(name, 16, width, 12, heads, 4 * width, LAYER_NORM_EPSILON, 1000, 3, 224, VIT)
+
+
 _IMAGENET_COUNTS = (11_689_512, 21_797_672, 25_557_032, 44_549_160, 60_192_808)
 _CIFAR_COUNTS = (269_722, 464_154, 658_586, 853_018, 1_727_962)
+_VIT_COUNTS = (5_717_416, 22_050_664, 86_567_656)
 
 CATALOG: dict[str, Entry] = {
     **{
@@ -84,6 +96,12 @@ CATALOG: dict[str, Entry] = {
         _resnet18_cifar, "ResNet-18 with a 3x3 stem for 32x32 images", "the usual CIFAR variant of ResNet-18", 11_173_962
     ),
     "mlp": Entry(_mlp, "Multilayer perceptron 784-256-256-10, ReLU", "Goodfellow et al. 2016, ch. 6", 269_322),
+    **{
+        name: Entry(
+            _vit, f"ViT-{name.split('_')[1].title()}/16 for ImageNet at 224 pixels", "Dosovitskiy et al. 2021; Steiner et al. 2021", count
+        )
+        for name, count in zip(VIT_SIZES, _VIT_COUNTS, strict=True)
+    },
 }
 
 
@@ -124,6 +142,8 @@ def with_options(spec: Spec, **options: Any) -> Spec:
     if "hidden" in options:
         options["hidden"] = tuple(options["hidden"])
     changed = dataclasses.replace(spec, **options)
+    if isinstance(changed, ViTSpec) and changed.image_size % changed.patch_size:
+        raise UsageError(f"{spec.name}: image_size={changed.image_size} must be a multiple of its patches of {changed.patch_size} pixels")
     return dataclasses.replace(changed, preprocessing=_fitted(changed))
 
 
@@ -163,6 +183,9 @@ def tiny(spec: Spec) -> Spec:
     """The same kinds of layers, small enough to climb the ladder in seconds: for planted faults and tests."""
     if isinstance(spec, MLPSpec):
         return with_options(dataclasses.replace(spec, name=f"tiny_{spec.name}", hidden=(24, 24)), in_channels=3, image_size=8)
+    if isinstance(spec, ViTSpec):
+        small_vit = dataclasses.replace(spec, name=f"tiny_{spec.name}", width=16, depth=2, heads=2, mlp_width=32)
+        return with_options(small_vit, num_classes=10, image_size=48)
     stages = tuple(StageSpec(min(stage.blocks, 2), 8 * 2**i, stage.stride) for i, stage in enumerate(spec.stages))
     small = dataclasses.replace(spec, name=f"tiny_{spec.name}", stem=dataclasses.replace(spec.stem, width=8), stages=stages)
     return with_options(small, num_classes=10, image_size=64 if spec.stem.max_pool else 16)

@@ -20,7 +20,7 @@ import triptych
 from triptych.core import catalog, storage, tensor_file
 from triptych.core.contract import PRECISIONS, TrainingState, check_precision
 from triptych.core.errors import InputRefused
-from triptych.core.spec import ResNetSpec, Spec, TensorSpec, from_dict, to_dict
+from triptych.core.spec import ResNetSpec, Spec, TensorSpec, ViTSpec, from_dict, to_dict
 
 SCHEMA_VERSION = 1
 MODEL, CONFIG, OPTIMIZER, EMA, TRAINER = "model.safetensors", "config.json", "optimizer.safetensors", "ema.safetensors", "trainer.json"
@@ -224,31 +224,32 @@ def _timm_fields(spec: Spec, labels: Sequence[str] | None) -> dict[str, Any]:
 
     Without `pretrained_cfg` timm stops at the unknown architecture instead of building something else.
     """
-    if not isinstance(spec, ResNetSpec) or not _in_timm(spec):
+    if not _in_timm(spec):
         return {}
     preprocessing = spec.preprocessing
     size = [spec.in_channels, spec.image_size, spec.image_size]
     pretrained_cfg = {
         "architecture": spec.name,
         "input_size": size,
-        "fixed_input_size": False,
+        "fixed_input_size": isinstance(spec, ViTSpec),
         "interpolation": "bilinear",
         "crop_pct": _crop_pct(preprocessing.crop, preprocessing.resize_short_side or preprocessing.crop),
         "crop_mode": "center",
         "mean": list(preprocessing.mean),
         "std": list(preprocessing.std),
         "num_classes": spec.num_classes,
-        "pool_size": [spec.layer("avgpool").kernel] * 2,
-        "first_conv": "conv1",
+        **({"pool_size": [spec.layer("avgpool").kernel] * 2} if isinstance(spec, ResNetSpec) else {}),
+        "first_conv": spec.layers()[0].name,
         "classifier": spec.head,
         **({"label_names": list(labels)} if labels is not None else {}),
     }
-    return {"pretrained_cfg": pretrained_cfg, "model_args": {"in_chans": spec.in_channels}}
+    size_args = {"img_size": spec.image_size} if isinstance(spec, ViTSpec) else {}
+    return {"pretrained_cfg": pretrained_cfg, "model_args": {"in_chans": spec.in_channels, **size_args}}
 
 
-def _in_timm(spec: ResNetSpec) -> bool:
-    """Whether timm's model of the same name computes the same: our ImageNet ResNets, whatever their options."""
-    if spec.name not in catalog.IMAGENET_SIZES:
+def _in_timm(spec: Spec) -> bool:
+    """Whether timm's model of the same name computes the same: our ImageNet ResNets and ViTs, whatever their options."""
+    if spec.name not in (*catalog.IMAGENET_SIZES, *catalog.VIT_SIZES):
         return False
     ours = catalog.get_spec(spec.name, num_classes=spec.num_classes, in_channels=spec.in_channels, image_size=spec.image_size)
     return spec == dataclasses.replace(ours, preprocessing=spec.preprocessing)
@@ -287,7 +288,7 @@ def _described(config: Mapping[str, Any], spec: Spec, source: Path) -> tuple[tup
 
 
 _LARGEST = 2**24
-_FRACTIONS = frozenset({"epsilon", "momentum", "dropout", "mean", "std"})
+_FRACTIONS = frozenset({"epsilon", "layer_norm_epsilon", "momentum", "dropout", "mean", "std"})
 
 
 def _check_plain(key: str, value: Any) -> None:
@@ -299,7 +300,7 @@ def _check_plain(key: str, value: Any) -> None:
             _check_plain(name, item)
     elif isinstance(value, bool) or (isinstance(value, float) and key not in _FRACTIONS):
         raise ValueError(f"{key}={value!r} must be an integer")
-    elif isinstance(value, int) and not 0 <= value <= (1024 if key == "blocks" else _LARGEST):
+    elif isinstance(value, int) and not 0 <= value <= (1024 if key in ("blocks", "depth") else _LARGEST):
         raise ValueError(f"{key}={value!r} is out of range")
 
 

@@ -17,7 +17,7 @@ import numpy as np
 
 from triptych.core import catalog, checkpoint
 from triptych.core.errors import InputRefused
-from triptych.core.spec import MLPSpec, Spec
+from triptych.core.spec import MLPSpec, Spec, ViTSpec
 from triptych.core.tensor_file import Widened
 
 # Where training scripts keep the weights, the first that holds tensors wins; EMA copies only on request or when alone.
@@ -243,9 +243,14 @@ def _inferred_options(base: Spec, found: Mapping[str, Tensor], given: Mapping[st
     if isinstance(base, MLPSpec):
         inferred |= _mlp_options(base, found, given)
     else:
-        stem = _shape(found.get("conv1.weight"))
+        stem = _shape(found.get("patch_embed.proj.weight" if isinstance(base, ViTSpec) else "conv1.weight"))
         if len(stem) == 4 and stem[1] > 0:
             inferred["in_channels"] = stem[1]
+    if isinstance(base, ViTSpec):
+        positions = _shape(found.get("pos_embed"))
+        side = math.isqrt(positions[1] - 1) if len(positions) == 3 and positions[1] > 1 else 0
+        if side and side**2 + 1 == positions[1]:
+            inferred["image_size"] = side * base.patch_size
     return {option: value for option, value in inferred.items() if option not in given}
 
 

@@ -22,6 +22,9 @@ BRANCH = 0.3
 def initial_weights(spec: Spec, seed: int, precision: str = "float32") -> Weights:
     """Weights to train from: convolutions N(0, 2 / fan_out); linear layers uniform ±1/sqrt(fan_in); gamma 1, beta 0.
 
+    A convolution with a bias, which no BatchNorm follows, is initialized as a linear layer (a ViT's patches are one); class token and
+    positions are N(0, 0.02), as in timm.
+
     Computed in float64 and rounded once to `precision`, tensor by tensor from its own stream, so that adding a tensor
     changes no other.
     """
@@ -30,17 +33,21 @@ def initial_weights(spec: Spec, seed: int, precision: str = "float32") -> Weight
 
 def _initial(tensor: TensorSpec, spec: Spec, seed: int) -> np.ndarray:
     stream, shape = f"initialize/{seed}/{tensor.name}", tensor.shape
-    if tensor.kind == "conv_weight":
+    if tensor.kind in ("class_token", "positions"):
+        return philox.normal(stream, shape) * 0.02
+    layer = spec.layer(tensor.layer)
+    if tensor.kind == "conv_weight" and not layer.bias:
         fan_out = shape[0] * shape[2] * shape[3]
         return philox.normal(stream, shape) * math.sqrt(2.0 / fan_out)
-    if tensor.kind in ("linear_weight", "bias"):
-        fan_in = spec.layer(tensor.layer).in_channels
+    if tensor.kind in ("conv_weight", "linear_weight", "bias"):
+        fan_in = layer.in_channels * layer.kernel**2
         return (philox.uniform(stream, shape) * 2.0 - 1.0) / math.sqrt(fan_in)
     return np.full(shape, 1.0 if tensor.kind in ("norm_weight", "running_var") else 0.0)
 
 
 def parity_weights(spec: Spec, seed: int, precision: str = "float64") -> Weights:
-    """Weights for proofs: gamma in [0.5, 1.5], beta ~ N(0, 0.2), non-zero biases; convolutions and linear layers as above.
+    """Weights for proofs: gamma in [0.5, 1.5], beta, class token and positions ~ N(0, 0.2), non-zero biases; convolutions and linear
+    layers as above.
 
     The last gamma of a residual branch is `BRANCH` of that, as in trained networks (Goyal et al. 2017 start it at 0): with full
     branches fifty layers amplify rounding so much that float32 has no digits left in which a fault could show.
@@ -52,7 +59,7 @@ def parity_weights(spec: Spec, seed: int, precision: str = "float64") -> Weights
         if tensor.kind == "norm_weight":
             scale = BRANCH if tensor.layer in ends else 1.0
             weights[tensor.name] = (scale * (0.5 + philox.uniform(stream, tensor.shape))).astype(dtype)
-        elif tensor.kind in ("norm_bias", "bias"):
+        elif tensor.kind in ("norm_bias", "bias", "class_token", "positions"):
             weights[tensor.name] = (0.2 * philox.normal(stream, tensor.shape)).astype(dtype)
     return weights
 

@@ -14,59 +14,12 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, Literal
 
-Op = Literal["conv", "batch_norm", "relu", "max_pool", "pad_shortcut", "global_average_pool", "flatten", "linear", "dropout"]
-Kind = Literal["conv_weight", "linear_weight", "bias", "norm_weight", "norm_bias", "running_mean", "running_var", "batch_counter"]
+from triptych.core.layer import EMBEDDING, Kind, Layer, TensorSpec
 
-TRAINABLE: frozenset[str] = frozenset({"conv_weight", "linear_weight", "bias", "norm_weight", "norm_bias"})
-
-
-@dataclass(frozen=True, slots=True)
-class TensorSpec:
-    """One tensor of a model's state: canonical (torchvision) name, PyTorch layout, and what it is."""
-
-    name: str
-    shape: tuple[int, ...]
-    kind: Kind
-
-    @property
-    def trainable(self) -> bool:
-        """Whether an optimizer moves it; the others are BatchNorm statistics and counters."""
-        return self.kind in TRAINABLE
-
-    @property
-    def layer(self) -> str:
-        """The layer that owns it: `layer1.0.bn1.weight` -> `layer1.0.bn1`."""
-        return self.name.rpartition(".")[0]
-
-
-@dataclass(frozen=True, slots=True)
-class Layer:
-    """One row of the layer table. `size` is the output's height (= width); 1 after global pooling or flattening."""
-
-    name: str
-    op: Op
-    in_channels: int
-    out_channels: int
-    size: int
-    kernel: int = 1
-    stride: int = 1
-    padding: int = 0
-    bias: bool = False
-
-    def tensors(self) -> Iterator[TensorSpec]:
-        """The state this layer owns, in state-dict order."""
-        if self.op == "conv":
-            yield TensorSpec(f"{self.name}.weight", (self.out_channels, self.in_channels, self.kernel, self.kernel), "conv_weight")
-        elif self.op == "linear":
-            yield TensorSpec(f"{self.name}.weight", (self.out_channels, self.in_channels), "linear_weight")
-        elif self.op == "batch_norm":
-            yield TensorSpec(f"{self.name}.weight", (self.out_channels,), "norm_weight")
-            yield TensorSpec(f"{self.name}.bias", (self.out_channels,), "norm_bias")
-            yield TensorSpec(f"{self.name}.running_mean", (self.out_channels,), "running_mean")
-            yield TensorSpec(f"{self.name}.running_var", (self.out_channels,), "running_var")
-            yield TensorSpec(f"{self.name}.num_batches_tracked", (), "batch_counter")
-        if self.bias:
-            yield TensorSpec(f"{self.name}.bias", (self.out_channels,), "bias")
+__all__ = [
+    "EMBEDDING", "BatchNormSpec", "BlockSpec", "Kind", "Layer", "MLPSpec", "PoolSpec", "Preprocessing", "ResNetSpec", "Spec",
+    "StageSpec", "StemSpec", "TensorSpec", "ViTSpec", "from_dict", "to_dict",
+]  # fmt: skip
 
 
 @dataclass(frozen=True, slots=True)
@@ -321,12 +274,86 @@ class MLPSpec(_Spec):
         yield Layer(self.head, "linear", width, self.num_classes, 1, bias=True)
 
 
-Spec = ResNetSpec | MLPSpec
+@dataclass(frozen=True, slots=True)
+class ViTSpec(_Spec):
+    """A vision transformer (Dosovitskiy et al. 2021) as timm builds it: patches, a class token, learned positions, pre-norm blocks.
+
+    A block is x + attention(norm1(x)), then x + mlp(norm2(x)), with exact GELU (numerics 9). `layer_norm_epsilon` is that of every
+    LayerNorm (numerics 8); attention is scaled by 1/sqrt(width / heads), without a mask and with queries, keys and values from one
+    projection in this order (numerics 26). Dropout there is none.
+    """
+
+    name: str
+    patch_size: int
+    width: int
+    depth: int
+    heads: int
+    mlp_width: int
+    layer_norm_epsilon: float
+    num_classes: int
+    in_channels: int
+    image_size: int
+    preprocessing: Preprocessing
+
+    family = "vit"
+    head = "head"
+
+    @property
+    def input_shape(self) -> tuple[int, int, int]:
+        """(H, W, C) of one input image."""
+        return (self.image_size, self.image_size, self.in_channels)
+
+    @property
+    def tokens(self) -> int:
+        """Length of the sequence: the patches and the class token before them."""
+        return (self.image_size // self.patch_size) ** 2 + 1
+
+    @property
+    def proof_image_size(self) -> int:
+        """Image size of the training rungs of a proof: the only one that fits the learned positions."""
+        return self.image_size
+
+    @property
+    def branch_ends(self) -> frozenset[str]:
+        """The normalization layers that end a residual branch: there are none, they begin it."""
+        return frozenset()
+
+    def tensors(self) -> tuple[TensorSpec, ...]:
+        """The whole state, in timm's state-dict order: what belongs to the network itself comes first."""
+        return tuple(sorted(_Spec.tensors(self), key=lambda tensor: "." in tensor.name))
+
+    def layers(self) -> tuple[Layer, ...]:
+        """The layer table, in execution order."""
+        return tuple(self._layers())
+
+    def _layers(self) -> Iterator[Layer]:
+        width, tokens, patch = self.width, self.tokens, self.patch_size
+        yield Layer("patch_embed.proj", "conv", self.in_channels, width, self.image_size // patch, patch, patch, bias=True)
+        yield Layer(EMBEDDING, "embedding", width, width, 1, tokens=tokens)
+        for i in range(self.depth):
+            yield from _transformer_block_layers(f"blocks.{i}", width, self.mlp_width, tokens)
+        yield Layer("norm", "layer_norm", width, width, 1, tokens=tokens)
+        yield Layer(self.head, "linear", width, self.num_classes, 1, bias=True)
+
+
+def _transformer_block_layers(name: str, width: int, mlp_width: int, tokens: int) -> Iterator[Layer]:
+    """timm's names; `attn.sdpa` is the scaled dot-product attention between the projections, which timm leaves unnamed."""
+    yield Layer(f"{name}.norm1", "layer_norm", width, width, 1, tokens=tokens)
+    yield Layer(f"{name}.attn.qkv", "linear", width, 3 * width, 1, bias=True, tokens=tokens)
+    yield Layer(f"{name}.attn.sdpa", "attention", 3 * width, width, 1, tokens=tokens)
+    yield Layer(f"{name}.attn.proj", "linear", width, width, 1, bias=True, tokens=tokens)
+    yield Layer(f"{name}.norm2", "layer_norm", width, width, 1, tokens=tokens)
+    yield Layer(f"{name}.mlp.fc1", "linear", width, mlp_width, 1, bias=True, tokens=tokens)
+    yield Layer(f"{name}.mlp.act", "gelu", mlp_width, mlp_width, 1, tokens=tokens)
+    yield Layer(f"{name}.mlp.fc2", "linear", mlp_width, width, 1, bias=True, tokens=tokens)
+
+
+Spec = ResNetSpec | MLPSpec | ViTSpec
 
 _NESTED: dict[str, Any] = {
     "stem": StemSpec, "max_pool": PoolSpec, "batch_norm": BatchNormSpec, "preprocessing": Preprocessing, "stages": StageSpec,
 }  # fmt: skip
-_FAMILIES: dict[str, type[ResNetSpec] | type[MLPSpec]] = {"resnet": ResNetSpec, "mlp": MLPSpec}
+_FAMILIES: dict[str, type[ResNetSpec] | type[MLPSpec] | type[ViTSpec]] = {"resnet": ResNetSpec, "mlp": MLPSpec, "vit": ViTSpec}
 
 
 def to_dict(spec: Spec) -> dict[str, Any]:

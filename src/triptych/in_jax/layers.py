@@ -31,6 +31,9 @@ Dense = functools.partial(
     nn.Dense, use_bias=True, precision=lax.Precision.HIGHEST, kernel_init=UNIFORM_FAN_IN, bias_init=nn.initializers.zeros_init()
 )
 
+# Two passes, because the default E[x²] - E[x]² cancels (numerics 7).
+LayerNorm = functools.partial(nn.LayerNorm, use_fast_variance=False)
+
 
 class BatchNorm(nn.Module):
     """Batch normalization over all axes but the last, with PyTorch's running statistics (Ioffe & Szegedy 2015).
@@ -120,6 +123,32 @@ class ReLU(nn.Module):
     def __call__(self, x: jax.Array) -> jax.Array:
         """Any shape -> the same shape."""
         return nn.relu(x)
+
+
+class GELU(nn.Module):
+    """x Φ(x), exact, where Flax's default is an approximation by tanh (numerics 9)."""
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        """Any shape -> the same shape."""
+        return nn.gelu(x, approximate=False)
+
+
+class ScaledDotProductAttention(nn.Module):
+    """softmax(q kᵀ / sqrt(width / heads)) v for each head, without a mask, of queries, keys and values side by side (numerics 26).
+
+    Of an input in half precision the softmax is computed in float32.
+    """
+
+    heads: int
+
+    @nn.compact
+    def __call__(self, qkv: jax.Array) -> jax.Array:
+        """(N, tokens, 3 * width) -> (N, tokens, width)."""
+        batch, tokens, width = qkv.shape
+        query, key, value = jnp.moveaxis(qkv.reshape(batch, tokens, 3, self.heads, width // (3 * self.heads)), 2, 0)
+        half = jnp.finfo(qkv.dtype).bits < 32
+        y = nn.dot_product_attention(query, key, value, precision=lax.Precision.HIGHEST, force_fp32_for_softmax=half)
+        return y.reshape(batch, tokens, width // 3).astype(qkv.dtype)
 
 
 class MaxPool(nn.Module):

@@ -20,10 +20,11 @@ from triptych.core.spec import ResNetSpec, Spec
 from triptych.in_jax import weights as checkpoint
 from triptych.in_jax.mlp import MLP
 from triptych.in_jax.resnet import ResNet
+from triptych.in_jax.vit import VisionTransformer
 
 Arrays = dict[str, np.ndarray]
 
-FAMILIES: dict[str, Callable[..., nn.Module]] = {"resnet": ResNet, "mlp": MLP}
+FAMILIES: dict[str, Callable[..., nn.Module]] = {"resnet": ResNet, "mlp": MLP, "vit": VisionTransformer}
 
 
 @dataclass(frozen=True, eq=False)

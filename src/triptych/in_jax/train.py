@@ -28,6 +28,7 @@ from triptych.in_jax import optim
 from triptych.in_jax import weights as checkpoint
 from triptych.in_jax.model import Interception, Interceptions, Model, apply, numerics
 from triptych.in_jax.resnet import ResNet
+from triptych.in_jax.vit import VisionTransformer
 
 Arrays = dict[str, np.ndarray]
 
@@ -151,8 +152,10 @@ def dropout_key(seed: int, step: int) -> jax.Array:
 def executed(module: nn.Module, recipe: Recipe, execution: Execution = DEFAULT_EXECUTION) -> nn.Module:
     """The module as the recipe and its execution want it while training; of the same names and variables."""
     changes: dict[str, Any] = {"dtype": jnp.dtype(recipe.mixed_precision)} if recipe.mixed_precision else {}
+    if isinstance(module, (ResNet, VisionTransformer)):
+        changes |= {"remat": recipe.remat}
     if isinstance(module, ResNet):
-        changes |= {"remat": recipe.remat, "tuned": execution.tuned}
+        changes |= {"tuned": execution.tuned}
     return module.clone(**changes) if changes else module
 
 

@@ -30,6 +30,8 @@ NATIVE: dict[Kind, tuple[str, str, tuple[int, ...]]] = {
     "norm_bias": ("params", "bias", (0,)),
     "running_mean": ("batch_stats", "mean", (0,)),
     "running_var": ("batch_stats", "var", (0,)),
+    "class_token": ("params", "cls_token", (0, 1, 2)),
+    "positions": ("params", "pos_embed", (0, 1, 2)),
     "batch_counter": ("batch_stats", "num_batches_tracked", ()),
 }
 

@@ -81,3 +81,21 @@ class GlobalAveragePool(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         return x.mean(dim=(2, 3))
+
+
+class ScaledDotProductAttention(nn.Module):
+    """softmax(q kᵀ / sqrt(width / heads)) v for each head, without a mask, of queries, keys and values side by side (numerics 26).
+
+    (N, tokens, 3 * width) -> (N, tokens, width).
+    """
+
+    def __init__(self, heads: int) -> None:
+        super().__init__()
+        self.heads = heads
+
+    def forward(self, qkv: Tensor) -> Tensor:
+        heads = qkv.unflatten(2, (3, self.heads, -1)).permute(2, 0, 3, 1, 4)  # (3, N, heads, tokens, width / heads)
+        return F.scaled_dot_product_attention(*heads).transpose(1, 2).flatten(2)
+
+    def extra_repr(self) -> str:
+        return f"heads={self.heads}"

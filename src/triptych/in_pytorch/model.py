@@ -16,12 +16,14 @@ from torch.func import functional_call
 
 from triptych.core.contract import Forward, check_device, check_precision
 from triptych.core.errors import UsageError
-from triptych.core.spec import MLPSpec, Spec
+from triptych.core.spec import Spec
 from triptych.in_pytorch import weights as canonical
 from triptych.in_pytorch.mlp import MLP
 from triptych.in_pytorch.resnet import ResNet
+from triptych.in_pytorch.vit import VisionTransformer
 from triptych.in_pytorch.weights import Arrays
 
+FAMILIES: dict[str, Callable[..., nn.Module]] = {"resnet": ResNet, "mlp": MLP, "vit": VisionTransformer}
 DTYPES = {"float32": torch.float32, "float64": torch.float64}
 
 
@@ -39,7 +41,7 @@ def create_model(spec: Spec, weights: Mapping[str, np.ndarray], *, precision: st
 def empty_module(spec: Spec, dtype: torch.dtype, device: torch.device) -> nn.Module:
     """The module without values: built on the meta device, so that nobody's random numbers are drawn for weights to be overwritten."""
     with torch.device("meta"):
-        native = MLP(spec) if isinstance(spec, MLPSpec) else ResNet(spec)
+        native = FAMILIES[spec.family](spec)
     return native.to(dtype).to_empty(device=device).eval()
 
 

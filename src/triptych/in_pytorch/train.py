@@ -21,6 +21,7 @@ from triptych.in_pytorch import optim
 from triptych.in_pytorch import weights as canonical
 from triptych.in_pytorch.model import Model, full_precision, mode
 from triptych.in_pytorch.resnet import BasicBlock, Bottleneck
+from triptych.in_pytorch.vit import TransformerBlock
 
 HALF = {"bfloat16": torch.bfloat16, "float16": torch.float16}
 
@@ -84,7 +85,7 @@ def rematerialized(native: nn.Module) -> Iterator[None]:
 
     BatchNorm statistics move the first time only; a model without residual blocks is one block.
     """
-    blocks: list[nn.Module] = [module for module in native.modules() if isinstance(module, (BasicBlock, Bottleneck))]
+    blocks: list[nn.Module] = [module for module in native.modules() if isinstance(module, (BasicBlock, Bottleneck, TransformerBlock))]
     with contextlib.ExitStack() as stack:
         for block in blocks or [native]:
             stack.enter_context(_rematerialized_block(block))

@@ -181,6 +181,71 @@ class ChannelsFirstFlatten(keras.layers.Layer):
         return (batch, math.prod(known) if len(known) == len(image) else None)
 
 
+@register
+class TokenEmbedding(keras.layers.Layer):
+    """A class token in front of the patches, and a learned position added to every token."""
+
+    def build(self, input_shape: Shape) -> None:
+        """Create the token and the positions."""
+        _, patches, width = input_shape
+        assert patches is not None, "a learned position a token needs a sequence of known length"
+        self.cls_token = self.add_weight(name="cls_token", shape=(1, 1, width), initializer="zeros")
+        self.pos_embed = self.add_weight(name="pos_embed", shape=(1, patches + 1, width), initializer="zeros")
+
+    def call(self, inputs: Any) -> Any:
+        """(N, patches, width) -> (N, patches + 1, width)."""
+        token = ops.broadcast_to(self.cls_token, (ops.shape(inputs)[0], 1, inputs.shape[2]))
+        return ops.concatenate([token, inputs], axis=1) + self.pos_embed
+
+    def compute_output_shape(self, input_shape: Shape) -> Shape:
+        """The output's shape."""
+        batch, patches, width = input_shape
+        return (batch, None if patches is None else patches + 1, width)
+
+
+@register
+class ScaledDotProductAttention(keras.layers.Layer):
+    """softmax(q kᵀ / sqrt(width / heads)) v for each head, without a mask, of queries, keys and values side by side (numerics 26).
+
+    As in Keras, the softmax of an input in half precision is computed in float32.
+    """
+
+    def __init__(self, heads: int, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        self.heads = heads
+
+    def call(self, inputs: Any) -> Any:
+        """(N, tokens, 3 * width) -> (N, tokens, width)."""
+        _, tokens, width = inputs.shape
+        size = width // (3 * self.heads)
+        query, key, value = ops.unstack(ops.reshape(inputs, (-1, tokens, 3, self.heads, size)), axis=2)
+        # A scale of the input's type: Keras computes its own in float32 (numerics 31).
+        scale = ops.convert_to_tensor(1.0 / math.sqrt(size), dtype=inputs.dtype)
+        return ops.reshape(ops.dot_product_attention(query, key, value, scale=scale), (-1, tokens, width // 3))
+
+    def compute_output_shape(self, input_shape: Shape) -> Shape:
+        """The output's shape."""
+        batch, tokens, width = input_shape
+        return (batch, tokens, None if width is None else width // 3)
+
+    def get_config(self) -> dict[str, Any]:
+        """The constructor's arguments."""
+        return {**super().get_config(), "heads": self.heads}
+
+
+@register
+class ExactGELU(keras.layers.Layer):
+    """x Φ(x) (numerics 9). `keras.activations.gelu` holds sqrt(2) in float32 whatever it is given (numerics 31)."""
+
+    def call(self, inputs: Any) -> Any:
+        """Any shape -> the same shape."""
+        return 0.5 * inputs * (1.0 + ops.erf(inputs * math.sqrt(0.5)))
+
+    def compute_output_shape(self, input_shape: Shape) -> Shape:
+        """The input's shape."""
+        return input_shape
+
+
 def moments(inputs: Any) -> tuple[Any, Any]:
     """Mean and biased variance of each channel in two passes: E[x²] - E[x]² in one would cancel (numerics 7)."""
     count = values_per_channel(inputs)

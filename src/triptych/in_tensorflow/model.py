@@ -13,12 +13,14 @@ import tensorflow as tf
 
 from triptych.core.contract import Forward, check_device, check_precision
 from triptych.core.errors import TriptychError, UsageError
-from triptych.core.spec import ResNetSpec, Spec
+from triptych.core.spec import EMBEDDING, ResNetSpec, Spec, ViTSpec
 from triptych.in_tensorflow import weights as canonical
 from triptych.in_tensorflow.mlp import mlp
 from triptych.in_tensorflow.resnet import last_layer, resnet
+from triptych.in_tensorflow.vit import last_layer as last_of_block
+from triptych.in_tensorflow.vit import vit
 
-BUILDERS: dict[str, Callable[..., keras.Model]] = {"resnet": resnet, "mlp": mlp}
+BUILDERS: dict[str, Callable[..., keras.Model]] = {"resnet": resnet, "mlp": mlp, "vit": vit}
 # Our device names and TensorFlow's device types.
 DEVICE_TYPES = {"cpu": "CPU", "cuda": "GPU", "tpu": "TPU"}
 
@@ -228,10 +230,13 @@ def dropout_off(model: keras.Model) -> contextlib.AbstractContextManager[None]:
 
 
 def segments(model: keras.Model, spec: Spec) -> list[keras.Model]:
-    """The network cut at its residual blocks, in order, into models that share its layers; one without blocks is left whole."""
-    if not isinstance(spec, ResNetSpec):
+    """The network cut at its blocks, in order, into models that share its layers; one without blocks is left whole."""
+    if isinstance(spec, ResNetSpec):
+        names = ["maxpool" if spec.stem.max_pool else "relu", *(last_layer(block) for block in spec.blocks())]
+    elif isinstance(spec, ViTSpec):
+        names = [EMBEDDING, *(last_of_block(f"blocks.{i}") for i in range(spec.depth))]
+    else:
         return [model]
-    names = ["maxpool" if spec.stem.max_pool else "relu", *(last_layer(block) for block in spec.blocks())]
     cuts = [model.input, *(model.get_layer(name).output for name in names), model.output]
     return [keras.Model(start, end) for start, end in itertools.pairwise(cuts)]
 

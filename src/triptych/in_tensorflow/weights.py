@@ -24,6 +24,8 @@ ATTRIBUTES: dict[Kind, str] = {
     "norm_bias": "beta",
     "running_mean": "running_mean",
     "running_var": "running_var",
+    "class_token": "cls_token",
+    "positions": "pos_embed",
     "batch_counter": "num_batches_tracked",
 }
 # OIHW -> HWIO and (out, in) -> (in, out); everything else has one layout.
