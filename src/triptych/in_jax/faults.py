@@ -98,6 +98,25 @@ def _batch_statistics_in_eval(module: Any, call: Call, x: jax.Array) -> jax.Arra
     return layers.normalize(x, *layers.batch_statistics(x), params["scale"], params["bias"], module.epsilon)
 
 
+def _gelu_tanh(module: Any, call: Call, x: jax.Array) -> jax.Array:
+    return nn.gelu(x, approximate=True)
+
+
+def _attention_unscaled(module: Any, call: Call, x: jax.Array) -> jax.Array:
+    query, key, value = jnp.split(x, 3, axis=2)
+    return call(jnp.concatenate([query * (query.shape[2] / module.heads) ** 0.5, key, value], axis=2))
+
+
+def _attention_float32(module: Any, call: Call, x: jax.Array) -> jax.Array:
+    return call(x.astype(jnp.float32)).astype(x.dtype)
+
+
+def _attention_heads_first(module: Any, call: Call, x: jax.Array) -> jax.Array:
+    """The projection read as (heads, 3, ...), as some networks store it, in place of (3, heads, ...)."""
+    split = x.reshape(*x.shape[:2], module.heads, 3, -1)
+    return call(jnp.swapaxes(split, 2, 3).reshape(x.shape))
+
+
 def _max_pool_same(module: Any, call: Call, x: jax.Array) -> jax.Array:
     return nn.max_pool(x, (module.kernel, module.kernel), (module.stride, module.stride), "SAME")
 
@@ -253,6 +272,12 @@ PLANTINGS: dict[str, Planting] = {
     "batch_norm_fast_variance": _with_function("batch_statistics", _fast_statistics),
     "batch_norm_frozen_in_training": _intercepting(_frozen_in_training),
     "batch_norm_batch_statistics_in_eval": _intercepting(_batch_statistics_in_eval),
+    "layer_norm_epsilon": _with_attributes(epsilon=1e-3),
+    "layer_norm_fast_variance": _with_attributes(use_fast_variance=True),
+    "gelu_tanh": _intercepting(_gelu_tanh),
+    "attention_unscaled": _intercepting(_attention_unscaled),
+    "attention_float32": _intercepting(_attention_float32),
+    "attention_heads_first": _intercepting(_attention_heads_first),
     "conv_same_padding": _with_attributes(padding="SAME"),
     "max_pool_same_padding": _intercepting(_max_pool_same),
     "stride_on_first_convolution": _stride_on_first_convolution,

@@ -48,8 +48,8 @@ def _wrong_update(kind: type[Optimizer], wrong: Callable[[Optimizer, float], Non
 # --- BatchNorm ---------------------------------------------------------------------------------------------------------------
 
 
-def _epsilon(norm: nn.BatchNorm2d, call: Call, x: Tensor) -> Tensor:
-    """Keras' default."""
+def _epsilon(norm: nn.BatchNorm2d | nn.LayerNorm, call: Call, x: Tensor) -> Tensor:
+    """Keras' default, for BatchNorm and LayerNorm alike (numerics 4, 8)."""
     with patch.object(norm, "eps", 1e-3):
         return call(x)
 
@@ -104,6 +104,37 @@ def _track(norm: Any, mean: Tensor, variance: Tensor) -> None:
         norm.running_mean.lerp_(mean, norm.momentum)
         norm.running_var.lerp_(variance, norm.momentum)
         norm.num_batches_tracked.add_(1)
+
+
+# --- Transformers ------------------------------------------------------------------------------------------------------------
+
+
+def _fast_layer_norm(norm: nn.LayerNorm, call: Call, x: Tensor) -> Tensor:
+    """Flax's `use_fast_variance`: E[x²] - E[x]², which cancels (numerics 7)."""
+    mean = x.mean(-1, keepdim=True)
+    variance = (x.square().mean(-1, keepdim=True) - mean.square()).clamp(min=0.0)
+    return (x - mean) * torch.rsqrt(variance + norm.eps) * norm.weight + norm.bias
+
+
+def _gelu_tanh(gelu: nn.GELU, call: Call, x: Tensor) -> Tensor:
+    """Flax's default (numerics 9)."""
+    return F.gelu(x, approximate="tanh")
+
+
+def _attention_unscaled(attention: Any, call: Call, x: Tensor) -> Tensor:
+    """No division by sqrt(width / heads)."""
+    query, key, value = x.chunk(3, dim=2)
+    return call(torch.cat([query * (query.shape[2] / attention.heads) ** 0.5, key, value], dim=2))
+
+
+def _attention_float32(attention: Any, call: Call, x: Tensor) -> Tensor:
+    """Products and softmax in float32 whatever the run's precision."""
+    return call(x.float()).to(x.dtype)
+
+
+def _attention_heads_first(attention: Any, call: Call, x: Tensor) -> Tensor:
+    """The projection read as (heads, 3, ...), as some networks store it, in place of (3, heads, ...)."""
+    return call(x.unflatten(2, (attention.heads, 3, -1)).transpose(2, 3).flatten(2))
 
 
 # --- Geometry and layout -----------------------------------------------------------------------------------------------------
@@ -302,6 +333,12 @@ PLANTINGS: dict[str, Planting] = {
     "batch_norm_fast_variance": _intercepted(_fast_variance),
     "batch_norm_frozen_in_training": _intercepted(_frozen_in_training),
     "batch_norm_batch_statistics_in_eval": _intercepted(_batch_statistics_in_eval),
+    "layer_norm_epsilon": _intercepted(_epsilon),
+    "layer_norm_fast_variance": _intercepted(_fast_layer_norm),
+    "gelu_tanh": _intercepted(_gelu_tanh),
+    "attention_unscaled": _intercepted(_attention_unscaled),
+    "attention_float32": _intercepted(_attention_float32),
+    "attention_heads_first": _intercepted(_attention_heads_first),
     "conv_same_padding": _intercepted(_conv_same_padding),
     "max_pool_same_padding": _intercepted(_max_pool_same_padding),
     "stride_on_first_convolution": _intercepted(_stride_on_first_convolution),

@@ -128,6 +128,48 @@ def batch_norm_batch_statistics_in_eval(native: Any, call: Call, x: Any) -> Any:
 
 
 @in_layer
+def layer_norm_epsilon(native: Any, call: Call, x: Any) -> Any:
+    """Keras' default epsilon (numerics 8)."""
+    with patch.object(native, "epsilon", 1e-3):
+        return call(x)
+
+
+@in_layer
+def layer_norm_fast_variance(native: Any, call: Call, x: Any) -> Any:
+    """E[x²] - E[x]², Flax's default (numerics 7)."""
+    mean = tf.reduce_mean(x, -1, keepdims=True)
+    variance = tf.maximum(tf.reduce_mean(x * x, -1, keepdims=True) - mean * mean, 0.0)
+    return (x - mean) * tf.math.rsqrt(variance + native.epsilon) * native.gamma + native.beta
+
+
+@in_layer
+def gelu_tanh(native: Any, call: Call, x: Any) -> Any:
+    """The approximation by tanh, Flax's default (numerics 9)."""
+    return tf.nn.gelu(x, approximate=True)
+
+
+@in_layer
+def attention_unscaled(native: Any, call: Call, x: Any) -> Any:
+    """No division by sqrt(width / heads) (numerics 26)."""
+    query, key, value = tf.split(x, 3, axis=2)
+    return call(tf.concat([query * (query.shape[2] / native.heads) ** 0.5, key, value], axis=2))
+
+
+@in_layer
+def attention_float32(native: Any, call: Call, x: Any) -> Any:
+    """Products and softmax in float32 whatever the run's precision (numerics 26)."""
+    return tf.cast(call(tf.cast(x, tf.float32)), x.dtype)
+
+
+@in_layer
+def attention_heads_first(native: Any, call: Call, x: Any) -> Any:
+    """The projection read as (heads, 3, ...), as some networks store it, in place of (3, heads, ...) (numerics 26)."""
+    _, tokens, width = x.shape
+    split = tf.reshape(x, (-1, tokens, native.heads, 3, width // (3 * native.heads)))
+    return call(tf.reshape(tf.transpose(split, (0, 1, 3, 2, 4)), (-1, tokens, width)))
+
+
+@in_layer
 def conv_same_padding(native: Any, call: Call, x: Any) -> Any:
     """`padding="same"`, which at stride 2 pads more at the end than at the start (numerics 1)."""
     return tf.nn.conv2d(x, native.kernel, native.strides, "SAME")

@@ -230,6 +230,7 @@ def _relu_missing(subject: Subject, layer: str) -> Iterator[None]:
 # --- The table ---------------------------------------------------------------------------------------------------------------
 
 _BATCH_NORM, _CONV, _NO_BN = places.middle("batch_norm"), places.middle("conv"), "a BatchNorm layer"
+_LAYER_NORM, _ATTENTION, _NO_LN = places.middle("layer_norm"), places.middle("attention"), "a LayerNorm"
 _STRIDED = places.first(lambda layer: layer.op == "conv" and layer.stride == 2 and layer.kernel == 3)
 _MAX_POOL = places.first(lambda layer: layer.op == "max_pool")
 _PAD = places.first(lambda layer: layer.op == "pad_shortcut")
@@ -259,15 +260,21 @@ FAULTS: tuple[Fault, ...] = (
     Fault("max_pool_same_padding", 3, "SAME in the stem's max-pool: same shape, other windows", 3, _MAX_POOL, "a max-pool"),
     Fault("batch_norm_epsilon", 4, "Keras' BatchNorm epsilon 1e-3", 3, _BATCH_NORM, _NO_BN),
     Fault("batch_norm_batch_statistics_in_eval", 5, "a forgotten eval mode: batch statistics in inference", 3, _BATCH_NORM, _NO_BN),
+    Fault("layer_norm_epsilon", 8, "Keras' LayerNorm epsilon 1e-3", 3, _LAYER_NORM, _NO_LN),
+    Fault("gelu_tanh", 9, "GELU approximated by tanh", 3, places.middle("gelu"), "a GELU"),
+    Fault("attention_unscaled", 26, "attention without 1/sqrt(width / heads)", 3, _ATTENTION, "attention"),
+    Fault("attention_float32", 26, "attention's products and softmax in float32", 3, _ATTENTION, "attention"),
+    Fault("attention_heads_first", 26, "queries, keys and values split within each head", 3, _ATTENTION, "attention"),
     Fault("stride_on_first_convolution", 10, "v1 in place of v1.5: the stride on the first 1x1", 3, _V1, "a strided bottleneck"),
     Fault("flatten_native_order", 11, "flattened as (H, W, C)", 3, places.flattened_channels, "a flatten of several channels"),
     Fault("low_precision_layer", 28, "one layer computed in bfloat16, as TF32-like defaults do", 3, _CONV, "a convolution"),
     Fault("pad_shortcut_one_side", 1, "option A pads all new channels behind", 3, _PAD, "an option-A shortcut"),
     Fault("pad_shortcut_average_pool", 27, "option A averages in place of subsampling", 3, _PAD, "an option-A shortcut"),
-    Fault("dropout_in_eval", 23, "dropout left on in inference", 3, places.middle("relu"), "an activation"),
+    Fault("dropout_in_eval", 23, "dropout left on in inference", 3, places.middle("relu", "gelu"), "an activation"),
     Fault("relu_missing", 10, "an activation forgotten", 3, places.middle("relu"), "an activation", _relu_missing),
     Fault("batch_norm_frozen_in_training", 5, "running statistics used in training", 4, _BATCH_NORM, _NO_BN),
     Fault("batch_norm_fast_variance", 7, "batch variance as E[x²] - E[x]²", 4, _BATCH_NORM, _NO_BN),
+    Fault("layer_norm_fast_variance", 7, "LayerNorm's variance as E[x²] - E[x]²", 4, _LAYER_NORM, _NO_LN),
     Fault("batch_norm_momentum", 5, "BatchNorm momentum weighs the old in place of the new", 4, _BATCH_NORM, _NO_BN),
     Fault("batch_norm_biased_variance", 6, "biased running variance", 4, _BATCH_NORM, _NO_BN),
     Fault("label_smoothing_missing", 17, "label smoothing forgotten", 5, places.anywhere, "a loss", _recipe(label_smoothing=0.0)),
@@ -301,10 +308,7 @@ FAULTS: tuple[Fault, ...] = (
 
 NOT_EXPRESSIBLE: dict[int, str] = {
     2: "zero padding before the stem's max-pool: harmless behind a ReLU, where no value is below zero; no catalogued model pools elsewhere",
-    8: "LayerNorm epsilon: no catalogued model has a LayerNorm yet (ViT, planned)",
-    9: "GELU approximation: no catalogued model has a GELU yet (ViT, planned)",
     25: "LSTM gate order and biases: no catalogued model has an LSTM yet (text_image, planned)",
-    26: "attention mask constant, softmax dtype: no catalogued model has attention yet (planned)",
     30: "metric traps: a property of the comparer, not of a framework; tests/parity/test_compare.py plants them there",
     34: "layout noise: the yardstick of float32 claims, not a fault",
     35: "thread counts: recorded with every result, not a fault",

@@ -19,11 +19,11 @@ def anywhere(spec: Spec) -> str | None:
     return ""
 
 
-def middle(op: str) -> Select:
-    """The middle layer of a kind: neither the first, which much feeds, nor the last, which feeds nothing."""
+def middle(*ops: str) -> Select:
+    """The middle layer of a kind, or of several: neither the first, which much feeds, nor the last, which feeds nothing."""
 
     def select(spec: Spec) -> str | None:
-        names = [layer.name for layer in spec.layers() if layer.op == op]
+        names = [layer.name for layer in spec.layers() if layer.op in ops]
         return names[len(names) // 2] if names else None
 
     return select

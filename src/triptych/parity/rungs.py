@@ -191,11 +191,12 @@ def _intermediates(rung: int, spec: Spec, values: Weights) -> Iterator[Observati
 
 
 def _probes(subject: Subject) -> Weights:
-    """Ill-conditioned inputs, one a BatchNorm layer: N(offset, 1), shaped as that layer's own input."""
+    """Ill-conditioned inputs, one a normalization layer: N(offset, 1), shaped as that layer's own input."""
     plan, out = subject.plan, {}
     for layer in plan.training_spec.layers():
-        if layer.op == "batch_norm":
-            shape = (plan.training_batch, layer.size, layer.size, layer.in_channels)
+        if layer.op in ("batch_norm", "layer_norm"):
+            places = (layer.tokens,) if layer.tokens else (layer.size, layer.size)
+            shape = (plan.training_batch, *places, layer.in_channels)
             noise = philox.normal(f"probe/{layer.name}", shape)
             out[layer.name] = subject.as_input(noise + PROBE_OFFSET[subject.input_precision])
     return out
