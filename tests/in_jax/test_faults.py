@@ -35,6 +35,12 @@ def far_from_zero(subject: Subject) -> Any:
     return subject.model.forward(subject.images, training=True, layer_inputs={"layer2.0.bn1": x}).intermediates["layer2.0.bn1"]
 
 
+def tokens_far_from_zero(subject: Subject) -> Any:
+    """What a LayerNorm makes of an input whose mean is far from zero."""
+    x = 1e4 + subject.model.forward(subject.images).intermediates["norm"]
+    return subject.model.forward(subject.images, layer_inputs={"norm": x}).intermediates["norm"]
+
+
 def loss(subject: Subject) -> Any:
     """The training loss."""
     return np.array(subject.trainer.gradients(subject.images, subject.labels).loss)
@@ -96,6 +102,12 @@ EXPECTED: dict[str, tuple[str, str, Observe, Observe | None]] = {
     "batch_norm_fast_variance": ("resnet20", "layer2.0.bn1", far_from_zero, evaluated),
     "batch_norm_frozen_in_training": ("resnet20", "layer2.0.bn1", statistics, evaluated),
     "batch_norm_batch_statistics_in_eval": ("resnet20", "layer2.0.bn1", evaluated, statistics),
+    "layer_norm_epsilon": ("vit_tiny_patch16_224", "blocks.1.norm1", evaluated, None),
+    "gelu_tanh": ("vit_tiny_patch16_224", "blocks.0.mlp.act", evaluated, None),
+    "attention_unscaled": ("vit_tiny_patch16_224", "blocks.1.attn.sdpa", evaluated, None),
+    "attention_float32": ("vit_tiny_patch16_224", "blocks.1.attn.sdpa", evaluated, None),
+    "attention_heads_first": ("vit_tiny_patch16_224", "blocks.1.attn.sdpa", evaluated, None),
+    "layer_norm_fast_variance": ("vit_tiny_patch16_224", "norm", tokens_far_from_zero, None),
     "conv_same_padding": ("resnet20", "layer2.0.conv1", evaluated, None),
     "max_pool_same_padding": ("resnet18", "maxpool", evaluated, None),
     "stride_on_first_convolution": ("resnet50", "layer2.0", evaluated, None),

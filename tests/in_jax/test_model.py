@@ -10,7 +10,7 @@ import pytest
 from triptych.core import catalog
 from triptych.core.errors import InputRefused, UsageError
 
-FAMILIES = ("resnet18", "resnet50", "resnet20", "resnet18_cifar", "mlp")
+FAMILIES = ("resnet18", "resnet50", "resnet20", "resnet18_cifar", "mlp", "vit_tiny_patch16_224")
 
 
 @pytest.mark.parametrize("name", catalog.CATALOG)
@@ -39,8 +39,8 @@ def test_weights_round_trip_bit_for_bit(lab: Any, name: str, precision: str) -> 
     for tensor in spec.tensors():
         assert (back[tensor.name].dtype, back[tensor.name].shape) == (given[tensor.name].dtype, tensor.shape)
         assert back[tensor.name].tobytes() == given[tensor.name].tobytes()
-    given["fc.bias"][:] = 99.0
-    back["fc.weight"][:] = 99.0
+    given[f"{spec.head}.bias"][:] = 99.0
+    back[f"{spec.head}.weight"][:] = 99.0
     assert not any(np.any(values == 99.0) for values in model.weights().values()), "nothing is shared with the caller"
 
 
@@ -64,9 +64,9 @@ def test_intermediates_are_the_spec_s_in_order_and_shape(lab: Any, name: str) ->
     assert tuple(forward.intermediates) == model.spec.intermediates()
     assert forward.state == {}
     for layer in model.spec.layers():
-        size = (layer.size, layer.size) if forward.intermediates[layer.name].ndim == 4 else ()
+        size = {4: (layer.size, layer.size), 3: (layer.tokens,), 2: ()}[forward.intermediates[layer.name].ndim]
         assert forward.intermediates[layer.name].shape == (len(images), *size, layer.out_channels)
-    np.testing.assert_allclose(forward.intermediates["fc"], model.predict(images), rtol=1e-12, atol=1e-13)
+    np.testing.assert_allclose(forward.intermediates[model.spec.head], model.predict(images), rtol=1e-12, atol=1e-13)
 
 
 def test_predict_in_batches(lab: Any) -> None:

@@ -23,6 +23,12 @@ EXPECTED = {
     "batch_norm_fast_variance": ("resnet20", "layer2.0.bn1", {"probe", "statistics", "train", "gradients", "steps"}),
     "batch_norm_frozen_in_training": ("resnet20", "layer2.0.bn1", {"statistics", "train", "probe", "gradients", "steps"}),
     "batch_norm_batch_statistics_in_eval": ("resnet20", "layer2.0.bn1", {"eval"}),
+    "layer_norm_epsilon": ("vit_tiny_patch16_224", "blocks.1.norm1", {"eval", "train", "gradients", "steps"}),
+    "gelu_tanh": ("vit_tiny_patch16_224", "blocks.0.mlp.act", {"eval", "train", "gradients", "steps"}),
+    "attention_unscaled": ("vit_tiny_patch16_224", "blocks.1.attn.sdpa", {"eval", "train", "gradients", "steps"}),
+    "attention_float32": ("vit_tiny_patch16_224", "blocks.1.attn.sdpa", {"eval", "train", "gradients", "steps"}),
+    "attention_heads_first": ("vit_tiny_patch16_224", "blocks.1.attn.sdpa", {"eval", "train", "gradients", "steps"}),
+    "layer_norm_fast_variance": ("vit_tiny_patch16_224", "norm", {"eval", "train", "probe"}),
     "conv_same_padding": ("resnet20", "layer2.0.conv1", {"eval", "train", "gradients", "steps"}),
     "max_pool_same_padding": ("resnet18", "maxpool", {"eval", "train", "gradients", "steps"}),
     "stride_on_first_convolution": ("resnet50", "layer2.0", {"eval", "train", "gradients", "steps"}),
@@ -68,13 +74,13 @@ class Subject:
         self.trainer.load_state(self.initial)
         images, labels = self.lab.batch(self.spec)
         passed = self.model.forward(images, training=True)
-        probe = {layer: 1000.0 + passed.intermediates[layer]} if layer.rpartition(".")[2].startswith("bn") else {}
+        probe = {layer: 1000.0 + passed.intermediates[layer]} if layer.rpartition(".")[2].startswith(("bn", "norm")) else {}
         gradients = self.trainer.gradients(images, labels)
         seen = {
             "eval": self.model.predict(images),
-            "train": passed.intermediates["fc"],
+            "train": passed.intermediates[self.spec.head],
             "statistics": list(passed.state.values()),
-            "probe": self.model.forward(images, training=True, layer_inputs=probe).intermediates["fc"] if probe else 0.0,
+            "probe": self.model.forward(images, training=True, layer_inputs=probe).intermediates[self.spec.head] if probe else 0.0,
             "loss": gradients.loss,
             "gradients": list(gradients.gradients.values()),
             "resize": self.lab.room.resize(np.arange(60 * 48 * 3, dtype=np.uint8).reshape(60, 48, 3), Geometry(40, 32, 4, 0, 32)),

@@ -39,6 +39,12 @@ def far_from_zero(made: Any) -> Observed:
     return made.model.forward(made.batch()[0], training=True, layer_inputs={"bn1": far}).state
 
 
+def tokens_far_from_zero(made: Any) -> Observed:
+    """A LayerNorm of an input whose mean is far above its deviation."""
+    far = np.random.default_rng(3).normal(1e4, 1.0, (4, *evaluated(made)["norm"].shape[1:]))
+    return {"norm": made.model.forward(made.batch()[0], layer_inputs={"norm": far}).intermediates["norm"]}
+
+
 def differentiated(made: Any) -> Observed:
     """Loss and gradients."""
     found = made.trainer.gradients(*made.batch())
@@ -103,6 +109,12 @@ SHOWN_BY: dict[str, tuple[str, str, Probe, str | None]] = {
     "batch_norm_fast_variance": ("resnet20", "bn1", far_from_zero, "bn1.running_var"),
     "batch_norm_frozen_in_training": ("resnet20", "layer1.0.bn1", trained, None),
     "batch_norm_batch_statistics_in_eval": ("resnet20", "layer1.0.bn1", evaluated, None),
+    "layer_norm_epsilon": ("vit_tiny_patch16_224", "blocks.1.norm1", evaluated, None),
+    "gelu_tanh": ("vit_tiny_patch16_224", "blocks.0.mlp.act", evaluated, None),
+    "attention_unscaled": ("vit_tiny_patch16_224", "blocks.1.attn.sdpa", evaluated, None),
+    "attention_float32": ("vit_tiny_patch16_224", "blocks.1.attn.sdpa", evaluated, None),
+    "attention_heads_first": ("vit_tiny_patch16_224", "blocks.1.attn.sdpa", evaluated, None),
+    "layer_norm_fast_variance": ("vit_tiny_patch16_224", "norm", tokens_far_from_zero, None),
     "conv_same_padding": ("resnet20", "layer2.0.conv1", evaluated, None),
     "max_pool_same_padding": ("resnet50", "maxpool", evaluated, None),
     "stride_on_first_convolution": ("resnet50", "layer2.0", evaluated, "layer2.0.conv2"),

@@ -28,7 +28,7 @@ def test_layers_and_tensors_are_those_of_the_spec(name: str) -> None:
     model = BUILDERS[spec.family](spec, "float64")
     for layer in spec.layers():
         output = model.get_layer(layer.name).output
-        sides = (layer.size, layer.size) if len(output.shape) == 4 else ()
+        sides = {4: (layer.size, layer.size), 3: (layer.tokens,), 2: ()}[len(output.shape)]
         assert output.shape == (None, *sides, layer.out_channels), layer.name
         assert output.dtype == "float64"
     bindings = canonical.bind(model, spec)
@@ -40,7 +40,7 @@ def test_layers_and_tensors_are_those_of_the_spec(name: str) -> None:
 
 
 @pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")  # Keras' own saving of its variables under numpy 2
-@pytest.mark.parametrize("name", ["resnet50", "resnet20", "mlp"])
+@pytest.mark.parametrize("name", ["resnet50", "resnet20", "mlp", "vit_tiny_patch16_224"])
 def test_saves_and_loads_as_a_keras_file(name: str, subject: Any, tmp_path: Path) -> None:
     made = subject(name, precision="float32")
     images, _ = made.batch()
@@ -49,7 +49,7 @@ def test_saves_and_loads_as_a_keras_file(name: str, subject: Any, tmp_path: Path
     np.testing.assert_array_equal(loaded(images).numpy(), made.model.native(images).numpy())
 
 
-@pytest.mark.parametrize("name", ["resnet50", "resnet20", "mlp"])
+@pytest.mark.parametrize("name", ["resnet50", "resnet20", "mlp", "vit_tiny_patch16_224"])
 @pytest.mark.parametrize("precision", ["float32", "float64"])
 def test_weights_make_the_round_trip_bit_for_bit(name: str, precision: str, subject: Any) -> None:
     model = subject(name, precision=precision).model
