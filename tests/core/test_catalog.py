@@ -25,10 +25,7 @@ PARAMETERS = {
     "resnet110": 1_727_962,
     "resnet18_cifar": 11_173_962,
     "mlp": 784 * 256 + 256 + 256 * 256 + 256 + 256 * 10 + 10,
-    # timm's counts.
-    "vit_tiny_patch16_224": 5_717_416,
-    "vit_small_patch16_224": 22_050_664,
-    "vit_base_patch16_224": 86_567_656,
+    "vit_tiny_patch16_224": 5_717_416,  # timm's count
 }
 
 
@@ -69,7 +66,7 @@ def test_list_models_matches_a_pattern(pattern: str, names: list[str]) -> None:
     ],
 )
 def test_a_mistyped_name_gets_a_suggestion(given: str, meant: str) -> None:
-    with pytest.raises(UsageError, match=rf"unknown model '{given}'; did you mean '{meant}'\? `triptych list` shows all 15"):
+    with pytest.raises(UsageError, match=rf"unknown model '{given}'; did you mean '{meant}'\? `triptych list` shows all 13"):
         catalog.get_spec(given)
 
 

@@ -296,7 +296,7 @@ def test_timm_vit_tiny(torch: Any, tmp_path: Path) -> None:
     check_imported(imported, {name: tensor.numpy() for name, tensor in state.items()})
 
 
-@pytest.mark.parametrize("name", ["vit_tiny_patch16_224", "vit_small_patch16_224", "vit_base_patch16_224"])
+@pytest.mark.parametrize("name", list(catalog.VIT_SIZES))
 def test_timm_s_names_and_shapes_are_ours(torch: Any, name: str) -> None:
     timm = pytest.importorskip("timm", reason="timm, a peer whose files we import, is not installed")
     with torch.device("meta"):
@@ -311,5 +311,3 @@ def test_a_vit_s_sizes_are_read_off_its_tensors_and_one_too_many_positions_are_r
     state["pos_embed"] = np.zeros((1, 6, 192), np.float32)
     with pytest.raises(InputRefused, match="pos_embed"):
         importers.to_canonical(state, "vit_tiny_patch16_224")
-    with pytest.raises(InputRefused, match="try --model vit_tiny_patch16_224"):
-        importers.to_canonical({**state, "pos_embed": np.zeros((1, 5, 192), np.float32)}, "vit_base_patch16_224")
