@@ -26,8 +26,9 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from measuring import RESULTS, head, paired_interval, write_json
+from measuring import RESULTS, head, write_json
 
+from triptych.bench.statistics import paired_interval
 from triptych.core import contract
 from triptych.core.environment import code_hash
 from triptych.data import open_source

@@ -23,8 +23,9 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from measuring import RESULTS, head, paired_interval, write_json
+from measuring import RESULTS, head, write_json
 
+from triptych.bench.statistics import paired_interval
 from triptych.core import catalog, contract
 from triptych.core.preprocess import Transforms
 from triptych.core.sampling import SamplingPlan

@@ -7,10 +7,7 @@ import os
 from pathlib import Path
 from typing import Any
 
-from triptych.bench.statistics import paired_interval
 from triptych.core.environment import environment
-
-__all__ = ["RESULTS", "head", "paired_interval", "write_json"]
 
 RESULTS = Path(__file__).parent / "results"
 

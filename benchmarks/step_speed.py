@@ -19,18 +19,20 @@ import random
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from measuring import RESULTS, head, paired_interval, write_json
+from measuring import RESULTS, head, write_json
 
+from triptych.bench.statistics import paired_interval
 from triptych.core import catalog, contract, initialize
-from triptych.core.contender import RATE, RECIPE, STOCK
-from triptych.core.contract import Execution
+from triptych.core.contender import LANES, RATE, RECIPE, STOCK, Contender
 from triptych.core.cost import cost
 from triptych.core.environment import code_hash
+from triptych.core.errors import LaneMissing
+from triptych.core.spec import Spec
 
 Turn = Callable[[], Any]
 MODELS = {"pytorch": ("resnet50", "resnet18"), "tensorflow": ("resnet50",), "jax": ("resnet50",)}
@@ -39,48 +41,15 @@ AGAINST = {
     "tensorflow": "keras.applications.ResNet50, compile and train_on_batch",
     "jax": "a ResNet as in Flax's ImageNet example, one jitted and donated optax step",
 }
-LANES = {
-    "default": Execution(),
-    "tuned": Execution(tuned=True),
-    "compiled": Execution(compile=True),
-    "tuned and compiled": Execution(compile=True, tuned=True),
-}
-# What each switch of `Execution` does in each room; JAX knows no other way than compiled.
-TUNED = {"pytorch": "channels-last", "tensorflow": "fused BatchNorm", "jax": "the room's tuned convolutions, BatchNorm and max-pool"}
-COMPILED = {"pytorch": "torch.compile", "tensorflow": "XLA (jit_compile)"}
 WARM_UP = 2
-
-
-def stock(framework: str, model: str, images: np.ndarray, labels: np.ndarray) -> Turn:
-    """What a user of the framework writes (the `stock.py` of its room), on tensors that are ready. LaneMissing for another model."""
-    spec = catalog.get_spec(model, image_size=images.shape[1])
-    lane = contract.load(framework).contender(spec, initialize.initial_weights(spec, 0), STOCK, "training_step")
-    return functools.partial(lane.run, lane.stage(images, labels))
-
-
-def _torch_loop(native: Any, optimizer: Any, x: Any, y: Any) -> Turn:
-    import torch
-
-    criterion = torch.nn.CrossEntropyLoss()
-
-    def step() -> float:
-        native.train()
-        optimizer.zero_grad()
-        loss = criterion(native(x), y)
-        loss.backward()
-        optimizer.step()
-        return float(loss.item())
-
-    return step
+BARE_LANE = "bare"
 
 
 def bare_pytorch(trainer: Any, images: np.ndarray, labels: np.ndarray) -> Turn:
     """The plain loop on our model."""
-    import torch
+    from triptych.in_pytorch import stock
 
-    return _torch_loop(
-        trainer.model.native, trainer.optimizer, torch.from_numpy(images.transpose(0, 3, 1, 2).copy()), torch.from_numpy(labels)
-    )
+    return functools.partial(stock.step, trainer.model.native, trainer.optimizer, *stock.stage(images, labels))
 
 
 def bare_tensorflow(trainer: Any, images: np.ndarray, labels: np.ndarray) -> Turn:
@@ -118,52 +87,53 @@ def bare_jax(trainer: Any, images: np.ndarray, labels: np.ndarray) -> Turn:
 BARE = {"pytorch": bare_pytorch, "tensorflow": bare_tensorflow, "jax": bare_jax}
 
 
-def settled(framework: str, trainer: Any) -> None:
-    """Wait for what a step has left running: JAX hands the loss back before the update is done."""
-    if framework == "jax":
-        import jax
-
-        jax.block_until_ready(trainer.model.variables)
+def contender(framework: str, spec: Spec, lane: str) -> Contender:
+    """A lane of the room, ours or stock, with initial weights."""
+    made: Contender = contract.load(framework).contender(spec, initialize.initial_weights(spec, 0), lane, "training_step")
+    return made
 
 
-def contestants(framework: str, model: str, images: np.ndarray, labels: np.ndarray) -> Iterator[tuple[str, Callable[[], Turn]]]:
-    """(name, what builds its turn): stock, our lanes, and our bare step."""
+def bare(framework: str, spec: Spec, images: np.ndarray, labels: np.ndarray) -> Turn:
+    """Our training step by its native function, on tensors that are ready."""
     room = contract.load(framework)
-    spec = catalog.get_spec(model, image_size=images.shape[1])
-
-    def trainer(execution: Execution) -> Any:
-        native = room.create_model(spec, initialize.initial_weights(spec, 0), precision="float32", device="cpu")
-        return room.create_trainer(native, RECIPE, execution)
-
-    def ours(execution: Execution) -> Turn:
-        made = trainer(execution)
-        return lambda: (made.step(images, labels, RATE), settled(framework, made))
-
-    yield "stock", functools.partial(stock, framework, model, images, labels)
-    for name, execution in LANES.items():
-        if not execution.compile or framework in COMPILED:
-            yield name, functools.partial(ours, execution)
-    yield "bare", lambda: BARE[framework](trainer(Execution()), images, labels)
+    model = room.create_model(spec, initialize.initial_weights(spec, 0), precision="float32", device="cpu")
+    return BARE[framework](room.create_trainer(model, RECIPE), images, labels)
 
 
 def measure(framework: str, model: str, batch_size: int, image_size: int, rounds: int) -> dict[str, Any]:
-    """Seconds of every turn by contestant, and why a lane could not run. One framework, in this process."""
+    """Seconds of every turn by lane, the levers of a lane, and why one could not run. One framework, in this process."""
+    spec = catalog.get_spec(model, image_size=image_size)
     numbers = np.random.default_rng(0)
     images = numbers.normal(size=(batch_size, image_size, image_size, 3)).astype(np.float32)
     labels = numbers.integers(1000, size=batch_size)
-    turns: dict[str, Turn] = {}
+    turns: dict[str, Turn] = {BARE_LANE: bare(framework, spec, images, labels)}
+    levers: dict[str, tuple[str, ...]] = {}
     failed: dict[str, str] = {}
-    for name, build in contestants(framework, model, images, labels):
+    stock_macs = None
+    for lane in (STOCK, *LANES):
         try:
-            turn = build()
+            made = contender(framework, spec, lane)
+            turn = functools.partial(made.run, made.stage(images, labels))
             for _ in range(WARM_UP):
                 turn()
-        except Exception as error:  # a lever that does not work on this machine is a row of the table, too
-            if name not in LANES or name == "default":
+        except LaneMissing:
+            if lane == STOCK:
                 raise
-            failed[name] = f"{type(error).__name__}: {str(error).strip().partition(chr(10))[0]}"
+        except Exception as error:  # a lever that does not work on this machine is a row of the table, too
+            if lane in (STOCK, "default"):
+                raise
+            failed[lane] = f"{type(error).__name__}: {str(error).strip().partition(chr(10))[0]}"
         else:
-            turns[name] = turn
+            turns[lane], levers[lane] = turn, made.levers
+            stock_macs = made.macs if lane == STOCK else stock_macs
+    for _ in range(WARM_UP):
+        turns[BARE_LANE]()
+    seconds = interleaved(turns, rounds)
+    return {"seconds": seconds, "levers": levers, "failed": failed, "stock_macs": stock_macs or cost(spec).macs}
+
+
+def interleaved(turns: dict[str, Turn], rounds: int) -> dict[str, list[float]]:
+    """Seconds of every turn; in a round everybody takes one, in random order."""
     seconds: dict[str, list[float]] = {name: [] for name in turns}
     order, shuffle = list(turns), random.Random(0)
     for _ in range(rounds):
@@ -172,17 +142,7 @@ def measure(framework: str, model: str, batch_size: int, image_size: int, rounds
             started = time.perf_counter()
             turns[name]()
             seconds[name].append(time.perf_counter() - started)
-    return {"seconds": seconds, "failed": failed, "stock_macs": stock_macs(framework, model, image_size)}
-
-
-def stock_macs(framework: str, model: str, image_size: int) -> int:
-    """Multiply-adds of the stock model's forward pass for one image. keras.applications' ResNet50 has its strides on the 1x1."""
-    if framework != "tensorflow":
-        return cost(catalog.get_spec(model, image_size=image_size)).macs
-    from triptych.in_tensorflow import stock as keras_stock
-
-    native = keras_stock.build(catalog.get_spec(model, image_size=image_size))
-    return keras_stock.macs(native)
+    return seconds
 
 
 def as_rows(
@@ -191,25 +151,20 @@ def as_rows(
     """The rows of the record: ratios of the lanes, time outside the kernels, and raw samples."""
     seconds = measured["seconds"]
     common = {"framework": framework, "model": model, **settings, "command": command, "code_sha256": code_hash()}
-    levers = {name: _levers(framework, execution) for name, execution in LANES.items()}
     rows = []
-    for name in [*LANES]:
-        row = {**common, "lane": name, "against": AGAINST[framework].format(model=model), "levers": levers[name]}
+    for name in LANES:
+        row = {**common, "lane": name, "against": AGAINST[framework].format(model=model), "levers": measured["levers"].get(name, ())}
         if name in seconds:
-            ratio, interval = paired_interval(seconds["stock"], seconds[name])
+            ratio, interval = paired_interval(seconds[STOCK], seconds[name])
             speed = settings["batch_size"] / float(np.median(seconds[name]))
             rows.append({**row, "ratio": ratio, "interval": interval, "images_per_second": speed, "n": len(seconds[name])})
         elif name in measured["failed"]:
             reason = measured["failed"][name]
             rows.append({**row, "ratio": None, "interval": None, "images_per_second": None, "n": 0, "reason": reason})
     macs = {"macs": cost(catalog.get_spec(model, image_size=settings["image_size"])).macs, "stock_macs": measured["stock_macs"]}
-    share, interval = paired_interval(seconds["bare"], seconds["default"])
-    outside = {**common, "share": 1.0 - share, "interval": (1.0 - interval[1], 1.0 - interval[0]), "n": len(seconds["bare"])}
+    share, interval = paired_interval(seconds[BARE_LANE], seconds["default"])
+    outside = {**common, "share": 1.0 - share, "interval": (1.0 - interval[1], 1.0 - interval[0]), "n": len(seconds[BARE_LANE])}
     return {"rows": [{**row, **macs} for row in rows], "outside": [outside], "raw": [{**common, "seconds": seconds}]}
-
-
-def _levers(framework: str, execution: Execution) -> list[str]:
-    return [TUNED[framework]] * execution.tuned + [COMPILED.get(framework, "")] * execution.compile
 
 
 def merged(path: Path, new: dict[str, list[dict[str, Any]]]) -> dict[str, list[dict[str, Any]]]:

@@ -2,23 +2,19 @@
 
 from __future__ import annotations
 
-import difflib
-from collections.abc import Mapping
 from dataclasses import asdict, dataclass
-from importlib import resources, util
-from pathlib import Path
+from importlib import util
 from typing import Annotated, Any, Literal
 
-import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+from pydantic import BaseModel, ConfigDict, Field, field_validator
 
-from triptych.core import catalog, contract
+from triptych.core import catalog, contract, yaml_file
 from triptych.core.contender import LANES, STOCK
 from triptych.core.errors import InputRefused, UsageError
 from triptych.core.spec import Spec
 
 Name = Literal["pytorch", "tensorflow", "jax", "onnxruntime", "openvino"]
-ENDINGS = (".yaml", ".yml")
+FOLDER = "suites"
 RUNTIMES = ("onnxruntime", "openvino")
 """What a user might pick instead for inference. They run exported models, and nothing is exported yet: rows with that reason."""
 
@@ -129,8 +125,7 @@ class Case:
 
 def names() -> list[str]:
     """The shipped suites."""
-    folder = resources.files("triptych").joinpath("suites")
-    return sorted(entry.name.removesuffix(".yaml") for entry in folder.iterdir() if entry.name.endswith(".yaml"))
+    return yaml_file.shipped(FOLDER)
 
 
 def load(name: str, **changes: Any) -> Suite:
@@ -138,38 +133,10 @@ def load(name: str, **changes: Any) -> Suite:
 
     Raises UsageError for an unknown name, model, option or a wrong change, InputRefused for a file that is no suite.
     """
-    if name.endswith(ENDINGS):
-        try:
-            text = Path(name).read_text(encoding="utf-8")
-        except (OSError, UnicodeDecodeError) as error:
-            raise InputRefused(f"{name}: {error}; shipped suites: {', '.join(names())}") from None
-    elif name in names():
-        text = resources.files("triptych").joinpath("suites", f"{name}.yaml").read_text(encoding="utf-8")
-    else:
-        close = difflib.get_close_matches(name, names(), n=1)
-        hint = f"did you mean {close[0]!r}? " if close else ""
-        raise UsageError(f"unknown suite {name!r}; {hint}shipped: {', '.join(names())}; or give the path of a .yaml file")
-    suite = _validated(_mapping(text, name), name, InputRefused)
+    data = yaml_file.mapping(yaml_file.read(name, "suite", FOLDER), name, "suite")
+    suite = yaml_file.checked(Suite, data, InputRefused, name)
     given = {key: value for key, value in changes.items() if value is not None}
-    suite = _validated({**suite.model_dump(mode="json"), **given}, "options", UsageError) if given else suite
+    suite = yaml_file.checked(Suite, {**suite.model_dump(mode="json"), **given}, UsageError, "options") if given else suite
     for subject in suite.models:
         subject.spec()
     return suite
-
-
-def _mapping(text: str, source: str) -> Mapping[str, Any]:
-    try:
-        data = yaml.safe_load(text)
-    except (yaml.YAMLError, RecursionError) as error:
-        raise InputRefused(f"{source}: not valid YAML ({' '.join(str(error).split())})") from None
-    if not isinstance(data, dict):
-        raise InputRefused(f"{source}: a suite is a mapping of names to values; found {type(data).__name__}")
-    return data
-
-
-def _validated(data: Mapping[str, Any], source: str, error: type[InputRefused] | type[UsageError]) -> Suite:
-    try:
-        return Suite.model_validate(data)
-    except ValidationError as found:
-        lines = [f"{'.'.join(map(str, each['loc']))}: {each['msg']}; given {each['input']!r}" for each in found.errors()]
-        raise error(f"{source}: {len(lines)} wrong value(s):\n  " + "\n  ".join(lines)) from None

@@ -95,6 +95,13 @@ class _Spec:
     """What every spec derives from its layer table."""
 
     __slots__ = ()
+    image_size: int
+    in_channels: int
+
+    @property
+    def input_shape(self) -> tuple[int, int, int]:
+        """(H, W, C) of one input image."""
+        return (self.image_size, self.image_size, self.in_channels)
 
     def layers(self) -> tuple[Layer, ...]:
         """The layer table, in execution order."""
@@ -141,11 +148,6 @@ class ResNetSpec(_Spec):
 
     family = "resnet"
     head = "fc"
-
-    @property
-    def input_shape(self) -> tuple[int, int, int]:
-        """(H, W, C) of one input image."""
-        return (self.image_size, self.image_size, self.in_channels)
 
     @property
     def expansion(self) -> int:
@@ -244,11 +246,6 @@ class MLPSpec(_Spec):
     head = "fc"
 
     @property
-    def input_shape(self) -> tuple[int, int, int]:
-        """(H, W, C) of one input image."""
-        return (self.image_size, self.image_size, self.in_channels)
-
-    @property
     def proof_image_size(self) -> int:
         """Image size of the training rungs of a proof: the only one that fits the first layer."""
         return self.image_size
@@ -297,11 +294,6 @@ class ViTSpec(_Spec):
 
     family = "vit"
     head = "head"
-
-    @property
-    def input_shape(self) -> tuple[int, int, int]:
-        """(H, W, C) of one input image."""
-        return (self.image_size, self.image_size, self.in_channels)
 
     @property
     def tokens(self) -> int:

@@ -18,12 +18,14 @@ UNEQUAL = "keras.applications has ResNet v1: strides on the 1x1 convolutions, co
 def contender(spec: Spec, weights: Mapping[str, np.ndarray], mode: str) -> Contender:
     """The ResNet of keras.applications of this depth, with weights of its own: it is another model. LaneMissing when there is none."""
     native = build(spec)
-    if mode == "inference":
-        run = lambda batch: np.asarray(native.predict(batch[0], batch_size=len(batch[0]), verbose=0))  # noqa: E731
-    else:
-        loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
-        native.compile(keras.optimizers.SGD(RATE, momentum=0.9, weight_decay=1e-4), loss)
-        run = lambda batch: np.asarray(native.train_on_batch(*batch))  # noqa: E731
+    loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
+    native.compile(keras.optimizers.SGD(RATE, momentum=0.9, weight_decay=1e-4), loss)
+
+    def run(batch: tuple[tf.Tensor, tf.Tensor]) -> np.ndarray:
+        if mode == "inference":
+            return np.asarray(native.predict(batch[0], batch_size=len(batch[0]), verbose=0))
+        return np.asarray(native.train_on_batch(*batch))
+
     return Contender(stage, run, compiles=True, unequal=UNEQUAL, macs=macs(native))
 
 

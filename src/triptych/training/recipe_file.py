@@ -1,7 +1,4 @@
-"""Recipes as YAML files: read, checked and resolved into a `Job`. pydantic only parses; every formula is in `core/recipe.py`.
-
-Shipped recipes lie in `triptych/recipes/` and are named without their ending; any other file is named by its path.
-"""
+"""Recipes as YAML files: read, checked and resolved into a `Job`. pydantic only parses; every formula is in `core/recipe.py`."""
 
 from __future__ import annotations
 
@@ -10,23 +7,19 @@ import difflib
 import types
 import typing
 from collections.abc import Mapping, Sequence
-from importlib import resources
-from pathlib import Path
 from typing import Any, Literal
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field
 
-from triptych.core import catalog
+from triptych.core import catalog, yaml_file
 from triptych.core.contract import Execution, Loader
 from triptych.core.errors import InputRefused, UsageError
 from triptych.core.preprocess import Transforms
 from triptych.core.recipe import SGD, AdamW, Clip, LossScaling, Recipe, Schedule
 from triptych.training.job import Intervals, Job, Limits, Watch, check_parts
 
-LARGEST_FILE = 2**20
-"""Bytes; far above any recipe, far below what would hurt to parse."""
-ENDINGS = (".yaml", ".yml")
+FOLDER = "recipes"
 
 
 class _Section(BaseModel):
@@ -162,13 +155,12 @@ class RecipeFile(_Section):
 
 def names() -> list[str]:
     """The shipped recipes."""
-    folder = resources.files("triptych").joinpath("recipes")
-    return sorted(entry.name.removesuffix(".yaml") for entry in folder.iterdir() if entry.name.endswith(".yaml"))
+    return yaml_file.shipped(FOLDER)
 
 
 def is_recipe(name: str) -> bool:
     """Whether `name` is meant as a recipe: a shipped one, or a path that ends like one."""
-    return name.endswith(ENDINGS) or name in names()
+    return name.endswith(yaml_file.ENDINGS) or name in names()
 
 
 def load(name: str, overrides: Sequence[str] = ()) -> RecipeFile:
@@ -176,56 +168,21 @@ def load(name: str, overrides: Sequence[str] = ()) -> RecipeFile:
 
     Raises UsageError for an unknown name or a wrong override, InputRefused for a file that is no recipe.
     """
-    if name.endswith(ENDINGS):
-        text = _read(Path(name))
-    elif name in names():
-        text = resources.files("triptych").joinpath("recipes", f"{name}.yaml").read_text(encoding="utf-8")
-    else:
-        close = difflib.get_close_matches(name, names(), n=1)
-        hint = f"did you mean {close[0]!r}? " if close else ""
-        raise UsageError(f"unknown recipe {name!r}; {hint}shipped: {', '.join(names())}; or give the path of a .yaml file")
-    data = _mapping(text, name)
+    data = yaml_file.mapping(yaml_file.read(name, "recipe", FOLDER), name, "recipe")
     _check_keys(data, RecipeFile, name, InputRefused)
     if overrides:
-        _validated(data, InputRefused, name)
+        yaml_file.checked(RecipeFile, data, InputRefused, name)
     for override in overrides:
         _override(data, override)
-        _validated(data, UsageError, f"--set {override}")
-    return _validated(data, InputRefused, name)
+        yaml_file.checked(RecipeFile, data, UsageError, f"--set {override}")
+    return yaml_file.checked(RecipeFile, data, InputRefused, name)
 
 
 def loads(text: str, source: str = "recipe") -> RecipeFile:
     """The recipe in a YAML text."""
-    data = _mapping(text, source)
+    data = yaml_file.mapping(text, source, "recipe")
     _check_keys(data, RecipeFile, source, InputRefused)
-    return _validated(data, InputRefused, source)
-
-
-def _read(path: Path) -> str:
-    try:
-        with path.open("rb") as file:
-            data = file.read(LARGEST_FILE + 1)
-        if len(data) > LARGEST_FILE:
-            raise InputRefused(f"{path}: larger than {LARGEST_FILE // 2**20} MiB; that is no recipe")
-        return data.decode()
-    except OSError as error:
-        raise InputRefused(f"{path}: {(error.strerror or str(error)).lower()}; shipped recipes: {', '.join(names())}") from None
-    except UnicodeDecodeError:
-        raise InputRefused(f"{path}: not a text file in UTF-8") from None
-
-
-def _mapping(text: str, source: str) -> dict[str, Any]:
-    """YAML's mapping; anchors and aliases are refused, with which a short file can unfold into a huge one."""
-    try:
-        for event in yaml.parse(text, Loader=yaml.SafeLoader):
-            if getattr(event, "anchor", None) is not None:
-                raise InputRefused(f"{source}: anchors and aliases (&, *) are not taken; write the values out")
-        data = yaml.safe_load(text)
-    except (yaml.YAMLError, RecursionError) as error:
-        raise InputRefused(f"{source}: not valid YAML ({' '.join(str(error).split())})") from None
-    if not isinstance(data, dict) or not all(isinstance(key, str) for key in data):
-        raise InputRefused(f"{source}: a recipe is a mapping of names to values; found {type(data).__name__}")
-    return data
+    return yaml_file.checked(RecipeFile, data, InputRefused, source)
 
 
 def _override(data: dict[str, Any], override: str) -> None:
@@ -275,11 +232,3 @@ def _fields(kind: Any) -> dict[str, Any]:
     if dataclasses.is_dataclass(kind) and isinstance(kind, type):
         return typing.get_type_hints(kind)
     return {}
-
-
-def _validated(data: dict[str, Any], error: type[InputRefused] | type[UsageError], source: str) -> RecipeFile:
-    try:
-        return RecipeFile.model_validate(data)
-    except ValidationError as found:
-        lines = [f"{'.'.join(map(str, each['loc']))}: {each['msg']}; given {each['input']!r}" for each in found.errors()]
-        raise error(f"{source}: {len(lines)} wrong value(s):\n  " + "\n  ".join(lines)) from None
