@@ -71,6 +71,8 @@ def test_what_is_refused(arguments: list[str], code: int, says: str, capsys: pyt
         ("name: x", "models"),
         ("name: x\nmodels: [{name: mlp}]\nround: 3", "round"),
         ("name: x\nmodels: []", "models"),
+        ("name: &a x\nmodels: [{name: *a}]", "anchors"),
+        (f"name: {'x' * 2**20}", "larger"),
     ],
 )
 def test_a_file_that_is_no_suite_is_refused(text: str, says: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
