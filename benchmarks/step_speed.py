@@ -1,12 +1,12 @@
 """A training step of ours against the stock one of the same framework: same batch, one process a framework, turns in random order.
 
-    .venv/bin/python benchmarks/step_speed.py [--framework F] [--model resnet50] [--batch-size 16] [--image-size 96] [--rounds 20]
+    .venv/bin/python benchmarks/step_speed.py [--framework F] [--model resnet50] [--batch-size 32] [--image-size 224] [--rounds 20]
 
 Stock is what a user of the framework writes: torchvision's model and the plain loop, keras.applications and `train_on_batch`, the
 ResNet and the jitted step of Flax's example (each room's stock.py). It is given tensors that are ready; ours takes numpy arrays and checks
 them. A round lets each take one step; ratios are stock's seconds over ours in the same round (above 1: ours is faster).
 `outside` is the share of our step that its own native step function, on ready tensors, does not need.
-Rows of frameworks and models that are not measured now are kept from the file.
+Rows of frameworks, models and sizes that are not measured now are kept from the file.
 """
 
 from __future__ import annotations
@@ -168,10 +168,14 @@ def as_rows(
 
 
 def merged(path: Path, new: dict[str, list[dict[str, Any]]]) -> dict[str, list[dict[str, Any]]]:
-    """What the file holds of other frameworks and models, and the new rows."""
+    """What the file holds of other frameworks, models and sizes, and the new rows."""
     held = json.loads(path.read_text()) if path.exists() else {}
-    fresh = {(row["framework"], row["model"]) for row in new["raw"]}
-    return {part: [row for row in held.get(part, []) if (row["framework"], row["model"]) not in fresh] + rows for part, rows in new.items()}
+    fresh = {_measured(row) for row in new["raw"]}
+    return {part: [row for row in held.get(part, []) if _measured(row) not in fresh] + rows for part, rows in new.items()}
+
+
+def _measured(row: dict[str, Any]) -> tuple[Any, ...]:
+    return tuple(row[name] for name in ("framework", "model", "batch_size", "image_size"))
 
 
 def in_process(framework: str, model: str, settings: dict[str, int]) -> dict[str, Any]:
@@ -189,8 +193,8 @@ def arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--framework", action="append", choices=list(contract.FRAMEWORKS), help="All that are installed, without it.")
     parser.add_argument("--model", action="append", choices=["resnet18", "resnet50"])
-    parser.add_argument("--batch-size", type=int, default=16)
-    parser.add_argument("--image-size", type=int, default=96)
+    parser.add_argument("--batch-size", type=int, default=32)
+    parser.add_argument("--image-size", type=int, default=224)
     parser.add_argument("--rounds", type=int, default=20)
     parser.add_argument("--out", type=Path, default=RESULTS / "speed" / "step.json")
     parser.add_argument("--worker", action="store_true", help=argparse.SUPPRESS)
