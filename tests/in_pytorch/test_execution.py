@@ -125,3 +125,19 @@ def test_what_is_planted_is_looked_up_at_every_call(lab: Any, monkeypatch: pytes
     monkeypatch.setattr(train, "unscale", lambda *args: (called.append("unscale"), unscale(*args)))
     lab.run(made, 1)
     assert called == ["unscale", "clip"]
+
+
+def test_relus_overwrite_their_input_while_a_step_runs_and_nobody_looks(lab: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    trainer, right, seen = lab.trainer("resnet20"), train.cross_entropy, []
+    relus = [module for module in trainer.model.native.modules() if isinstance(module, torch.nn.ReLU)]
+
+    def cross_entropy(*given: Any) -> Any:
+        seen.append({relu.inplace for relu in relus})
+        return right(*given)
+
+    monkeypatch.setattr(train, "cross_entropy", cross_entropy)
+    lab.run(trainer, 1)
+    with trainer.model.intercept("bn1", lambda module, call, x: call(x)):
+        lab.run(trainer, 1)
+    assert seen == [{True}, {False}]
+    assert {relu.inplace for relu in relus} == {False}

@@ -53,7 +53,7 @@ def batch_norm(channels: int, spec: BatchNormSpec) -> BatchNorm2d:
 
 
 def relu() -> nn.ReLU:
-    """One module a use and never in place, so that hooks see every activation as it was computed."""
+    """One module a use, and not in place, so that hooks see every activation as it was computed; see `train.in_place`."""
     return nn.ReLU(inplace=False)
 
 
