@@ -5,6 +5,7 @@ Every box is computed here, once, and passed to the frameworks: their own roundi
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from dataclasses import dataclass
 
@@ -126,7 +127,13 @@ class Draw:
         parts = (self.window, self.flip, self.jitter, self.order, self.erase)
         return Draw(*(None if part is None else part[index : index + 1] for part in parts))
 
+    def parts(self) -> dict[str, np.ndarray]:
+        """What was drawn, by name; what is off is left out."""
+        named = {name: getattr(self, name) for name in DRAWN}
+        return {name: part for name, part in named.items() if part is not None}
 
+
+DRAWN = tuple(field.name for field in dataclasses.fields(Draw))
 NO_DRAW = Draw(None, None, None, None, None)
 
 

@@ -7,7 +7,6 @@ processes, because Pillow and XLA release Python's lock, and a process with XLA'
 
 from __future__ import annotations
 
-import dataclasses
 import functools
 import io
 import itertools
@@ -141,7 +140,7 @@ def in_memory(images: np.ndarray, plan: Iterable[Batch], preprocessing: Preproce
 
     pending: tuple[jax.Array, np.ndarray] | None = None
     for batch in plan:
-        drawn = parts_of(draw(transforms, batch.words, height, width, preprocessing.crop))
+        drawn = draw(transforms, batch.words, height, width, preprocessing.crop).parts()
         with jax.enable_x64(False):
             upcoming = prepare(images[batch.indices], drawn, mix_of(batch), count=len(batch.targets)), batch.targets
         if pending is not None:
@@ -164,7 +163,7 @@ def from_files(
         drawn = draw(transforms, batch.words, heights, widths, preprocessing.crop)
         cropped = np.stack([crop_file(image, drawn.row(i), preprocessing, transforms) for i, image in enumerate(images)])
         with jax.enable_x64(False):
-            return np.array(finish(cropped, parts_of(drawn), mix_of(batch), count=len(batch.targets))), batch.targets
+            return np.array(finish(cropped, drawn.parts(), mix_of(batch), count=len(batch.targets))), batch.targets
 
     yield from streamed(make, plan, loader)
 
@@ -224,12 +223,6 @@ class NumberedPlan:
             self._taken += 1
         except Exception as failure:
             self._failure = failure
-
-
-def parts_of(drawn: Draw) -> Arrays:
-    """What was drawn, by name; what is off is left out."""
-    parts = {field.name: getattr(drawn, field.name) for field in dataclasses.fields(drawn)}
-    return {name: part for name, part in parts.items() if part is not None}
 
 
 def mix_of(batch: Batch) -> Arrays:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-import dataclasses
+import functools
 import itertools
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any
@@ -13,7 +13,7 @@ import tensorflow as tf
 
 from triptych.core.contract import DEFAULT_LOADER, Loader
 from triptych.core.errors import InputRefused, UsageError
-from triptych.core.preprocess import GREY, WORDS, Geometry, Transforms, draw, geometry
+from triptych.core.preprocess import DRAWN, GREY, WORDS, Geometry, Transforms, draw, geometry
 from triptych.core.sampling import Batch
 from triptych.core.spec import Preprocessing
 from triptych.data import Source
@@ -113,16 +113,18 @@ def batches(
     first = next(rest, None)
     if first is None:
         return
-    signature = {name: tf.TensorSpec([None] * np.ndim(value), np.asarray(value).dtype) for name, value in element_of(first).items()}
+    whole = isinstance(source.images, np.ndarray)
+    made = functools.partial(drawn_element, np.asarray(source.images), preprocessing, transforms) if whole else element_of
+    signature = {name: _like(np.asarray(value)) for name, value in made(first).items()}
     calls = tf.data.AUTOTUNE if loader.workers is None else loader.workers or None
     failures: list[Exception] = []
 
     def elements() -> Iterator[dict[str, Any]]:
         with noted(failures):
-            yield from map(element_of, itertools.chain([first], rest))
+            yield from map(made, itertools.chain([first], rest))
 
     with tf.device("CPU"):
-        load = (in_memory if isinstance(source.images, np.ndarray) else from_files)(source, preprocessing, transforms, loader, failures)
+        load = (in_memory if whole else from_files)(source, preprocessing, transforms, loader, failures)
 
         def prepare(element: Tensors) -> tuple[tf.Tensor, tf.Tensor]:
             return mix(augment(*load(element), preprocessing, transforms), element), element["targets"]
@@ -159,15 +161,25 @@ def element_of(batch: Batch) -> dict[str, Any]:
     return element
 
 
+def drawn_element(images: np.ndarray, preprocessing: Preprocessing, transforms: Transforms, batch: Batch) -> dict[str, Any]:
+    """`element_of`, of images of one size: what is drawn in place of the random words, which saves the graph a call of Python."""
+    element = element_of(batch)
+    height, width = images.shape[1:3]
+    return element | draw(transforms, element.pop("words", None), height, width, preprocessing.crop).parts()
+
+
+def _like(value: np.ndarray) -> tf.TensorSpec:
+    """Of this type and shape, for any number of images."""
+    return tf.TensorSpec([None, *value.shape[1:]] if value.ndim else [], value.dtype)
+
+
 def drawn(element: Tensors, transforms: Transforms, heights: tf.Tensor, widths: tf.Tensor, crop: int) -> Tensors:
     """`core.preprocess.draw` of the element's words, inside the graph: what is drawn, by name."""
     if "words" not in element:
         return {}
 
     def drawing(words: np.ndarray | None, heights: np.ndarray | int, widths: np.ndarray | int) -> dict[str, np.ndarray]:
-        found = draw(transforms, words, heights, widths, crop)
-        parts = {field.name: getattr(found, field.name) for field in dataclasses.fields(found)}
-        return {name: part for name, part in parts.items() if part is not None}
+        return draw(transforms, words, heights, widths, crop).parts()
 
     like = drawing(np.zeros((1, WORDS), np.uint64), crop, crop)
     if not like:
@@ -188,7 +200,7 @@ def in_memory(source: Source, preprocessing: Preprocessing, transforms: Transfor
     pixels = tf.constant(images)
 
     def load(element: Tensors) -> tuple[tf.Tensor, Tensors]:
-        found = drawn(element, transforms, height, width, crop)
+        found = {name: element[name] for name in DRAWN if name in element}
         if "window" not in found:
             return resize_and_crop(tf.gather(pixels, element["indices"]), geometry(preprocessing, height, width)), found
         window, flip = found.pop("window"), found.pop("flip", tf.constant([False]))
