@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from triptych.core.recipe import Recipe
     from triptych.core.sampling import Batch
     from triptych.core.spec import Preprocessing, Spec
+    from triptych.core.trace import Event
 
     Arrays = dict[str, np.ndarray]
 
@@ -258,6 +259,14 @@ class Room(Protocol):
 
     def profile(self, directory: Path) -> contextlib.AbstractContextManager[None]:
         """While open, the framework's own profiler traces what runs; the trace is written under `directory`, for TensorBoard."""
+        ...
+
+    def annotate(self, name: str) -> contextlib.AbstractContextManager[Any]:
+        """While open, a region of this name in a trace; nothing where none is made."""
+        ...
+
+    def operators(self, directory: Path, spec: Spec) -> list[Event]:
+        """The operators and regions of the only trace under `directory`, which `profile` wrote in this process, by the kind of work."""
         ...
 
     def contender(self, spec: Spec, weights: Mapping[str, np.ndarray], lane: str, mode: str) -> Contender:

@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-import contextlib
 import importlib.metadata
-from collections.abc import Iterator, Mapping
-from pathlib import Path
+from collections.abc import Mapping
 
-import jax
 import numpy as np
 
 from triptych.core.spec import Spec
@@ -15,6 +12,7 @@ from triptych.in_jax.data import batches, decode, preprocess, resize
 from triptych.in_jax.faults import PLANTINGS
 from triptych.in_jax.lanes import contender
 from triptych.in_jax.model import Model
+from triptych.in_jax.profile import annotate, operators, profile
 from triptych.in_jax.train import Trainer, create_trainer
 
 
@@ -23,19 +21,12 @@ def create_model(spec: Spec, weights: Mapping[str, np.ndarray], *, precision: st
     return Model(spec, weights, precision, device)
 
 
-@contextlib.contextmanager
-def profile(directory: Path) -> Iterator[None]:
-    """Trace what runs while open: `directory/plugins/profile/`, for TensorBoard's profiler, and there for ui.perfetto.dev."""
-    with jax.profiler.trace(str(directory), create_perfetto_trace=True):
-        yield
-
-
 def versions() -> dict[str, str]:
     """Versions of the libraries under this room."""
     return {name: importlib.metadata.version(name) for name in ("jax", "jaxlib", "flax", "optax", "pillow")}
 
 
 __all__ = [
-    "PLANTINGS", "Model", "Trainer", "batches", "contender", "create_model", "create_trainer", "decode", "preprocess", "profile",
-    "resize", "versions",
+    "PLANTINGS", "Model", "Trainer", "annotate", "batches", "contender", "create_model", "create_trainer", "decode", "operators",
+    "preprocess", "profile", "resize", "versions",
 ]  # fmt: skip

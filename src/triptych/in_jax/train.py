@@ -24,6 +24,7 @@ from triptych.core.contract import DEFAULT_EXECUTION, Execution, Gradients, Trai
 from triptych.core.errors import InputRefused, UsageError
 from triptych.core.recipe import Recipe, decays, is_frozen
 from triptych.core.spec import Spec, TensorSpec
+from triptych.core.trace import OPTIMIZER
 from triptych.in_jax import optim
 from triptych.in_jax import weights as checkpoint
 from triptych.in_jax.model import Interception, Interceptions, Model, apply, numerics
@@ -127,10 +128,11 @@ def advance(
 
 def update(recipe: Recipe, decay_mask: Any, state: TrainState, gradients: Any, statistics: Any, scalars: optim.Scalars) -> TrainState:
     """The state after clipping, the optimizer and the EMA behind it; `statistics` are BatchNorm's after the pass."""
-    clipped = optim.clip(gradients, recipe.clip)
-    updates, opt_state = optim.optimizer(recipe, decay_mask, scalars).update(clipped, state.opt_state, state.params)
-    params = optax.apply_updates(state.params, updates)
-    return TrainState(params, opt_state, averaged(recipe.ema_decay, state.ema, {**statistics, "params": params}))
+    with jax.named_scope(OPTIMIZER):
+        clipped = optim.clip(gradients, recipe.clip)
+        updates, opt_state = optim.optimizer(recipe, decay_mask, scalars).update(clipped, state.opt_state, state.params)
+        params = optax.apply_updates(state.params, updates)
+        return TrainState(params, opt_state, averaged(recipe.ema_decay, state.ema, {**statistics, "params": params}))
 
 
 def averaged(decay: float | None, ema: Any, variables: Any) -> Any:

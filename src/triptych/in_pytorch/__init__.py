@@ -5,10 +5,6 @@
 
 from __future__ import annotations
 
-import contextlib
-from collections.abc import Iterator
-from pathlib import Path
-
 import torch
 import torchvision
 
@@ -16,18 +12,8 @@ from triptych.in_pytorch.data import batches, decode, preprocess, resize
 from triptych.in_pytorch.faults import PLANTINGS
 from triptych.in_pytorch.lanes import contender
 from triptych.in_pytorch.model import Model, create_model
+from triptych.in_pytorch.profile import annotate, operators, profile
 from triptych.in_pytorch.train import Trainer, create_trainer
-
-
-@contextlib.contextmanager
-def profile(directory: Path) -> Iterator[None]:
-    """Trace what runs while open: a Chrome trace under `directory`, which TensorBoard's profiler and ui.perfetto.dev show."""
-    activities = [torch.profiler.ProfilerActivity.CPU]
-    if torch.cuda.is_available():
-        activities.append(torch.profiler.ProfilerActivity.CUDA)
-    written = torch.profiler.tensorboard_trace_handler(str(directory), worker_name="pytorch")
-    with torch.profiler.profile(activities=activities, on_trace_ready=written):
-        yield
 
 
 def versions() -> dict[str, str]:
@@ -36,6 +22,6 @@ def versions() -> dict[str, str]:
 
 
 __all__ = [
-    "PLANTINGS", "Model", "Trainer", "batches", "contender", "create_model", "create_trainer", "decode", "preprocess", "profile",
-    "resize", "versions",
+    "PLANTINGS", "Model", "Trainer", "annotate", "batches", "contender", "create_model", "create_trainer", "decode", "operators",
+    "preprocess", "profile", "resize", "versions",
 ]  # fmt: skip

@@ -17,6 +17,7 @@ from triptych.core import recipe as formulas
 from triptych.core.contract import DEFAULT_EXECUTION, Execution, Gradients, TrainingState
 from triptych.core.errors import InputRefused, UsageError
 from triptych.core.recipe import LossScaling, Recipe
+from triptych.core.trace import OPTIMIZER
 from triptych.in_pytorch import optim
 from triptych.in_pytorch import weights as canonical
 from triptych.in_pytorch.model import Model, full_precision, mode
@@ -249,10 +250,11 @@ class Trainer:
 
     def _advance(self, learning_rate: float) -> None:
         """Unscale, clip and update, unless a scaled gradient overflowed."""
-        if not self._overflowed():
-            optim.clip(self.trained.values(), self.recipe.clip)
-            update(self, learning_rate)
-            self.steps += 1
+        with torch.profiler.record_function(OPTIMIZER):
+            if not self._overflowed():
+                optim.clip(self.trained.values(), self.recipe.clip)
+                update(self, learning_rate)
+                self.steps += 1
 
     def _overflowed(self) -> bool:
         """Unscale, move the loss scale, and tell whether it was backed off."""

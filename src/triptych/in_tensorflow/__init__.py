@@ -2,10 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
-from collections.abc import Iterator
-from pathlib import Path
-
 import keras
 import tensorflow as tf
 
@@ -13,14 +9,8 @@ from triptych.in_tensorflow.data import batches, decode, preprocess, resize
 from triptych.in_tensorflow.faults import PLANTINGS
 from triptych.in_tensorflow.lanes import contender
 from triptych.in_tensorflow.model import create_model
+from triptych.in_tensorflow.profile import annotate, operators, profile
 from triptych.in_tensorflow.train import create_trainer
-
-
-@contextlib.contextmanager
-def profile(directory: Path) -> Iterator[None]:
-    """Trace what runs while open: `directory/plugins/profile/`, which TensorBoard's profiler shows."""
-    with tf.profiler.experimental.Profile(str(directory)):
-        yield
 
 
 def versions() -> dict[str, str]:
@@ -28,4 +18,7 @@ def versions() -> dict[str, str]:
     return {"tensorflow": tf.__version__, "keras": keras.__version__}
 
 
-__all__ = ["PLANTINGS", "batches", "contender", "create_model", "create_trainer", "decode", "preprocess", "profile", "resize", "versions"]
+__all__ = [
+    "PLANTINGS", "annotate", "batches", "contender", "create_model", "create_trainer", "decode", "operators", "preprocess", "profile",
+    "resize", "versions",
+]  # fmt: skip

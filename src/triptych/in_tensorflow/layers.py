@@ -274,6 +274,7 @@ def normalize_by_batch(inputs: Any, gamma: Any, beta: Any, epsilon: float) -> tu
     The gradient is Ioffe & Szegedy's formula, which passes over the batch about half as often as what automatic differentiation
     makes of the forward pass. It is itself written in terms of x, so that it can be differentiated again.
     """
+    scope = tf.get_current_name_scope()
 
     @tf.custom_gradient
     def normalize(x: tf.Tensor, gamma: tf.Tensor, beta: tf.Tensor) -> Any:
@@ -281,6 +282,10 @@ def normalize_by_batch(inputs: Any, gamma: Any, beta: Any, epsilon: float) -> tu
         y = (x - mean) * (gamma * tf.math.rsqrt(variance + epsilon)) + beta
 
         def backward(dy: tf.Tensor, *_: tf.Tensor) -> tuple[tf.Tensor, ...]:
+            with tf.name_scope(f"gradient_tape/{scope}/"):  # TensorFlow scopes only the gradients of its own operators
+                return gradient(dy)
+
+        def gradient(dy: tf.Tensor) -> tuple[tf.Tensor, ...]:
             mean, variance = moments(x)  # seen here by the tape; computed once all the same
             inverse, centred = tf.math.rsqrt(variance + epsilon), x - mean
             count = values_per_channel(x)

@@ -16,6 +16,7 @@ from triptych.core import recipe as formulas
 from triptych.core.contract import DEFAULT_EXECUTION, Execution, Gradients, TrainingState
 from triptych.core.errors import InputRefused, UsageError
 from triptych.core.recipe import LossScaling, Recipe
+from triptych.core.trace import OPTIMIZER
 from triptych.in_tensorflow import optim
 from triptych.in_tensorflow import weights as canonical
 from triptych.in_tensorflow.layers import BatchNormalization
@@ -279,7 +280,8 @@ class Trainer:
         self.good_steps.assign(good_steps)
 
     def _move(self, gradients: Sequence[tf.Tensor], learning_rate: tf.Tensor) -> None:
-        update(self, optim.clip(gradients, self.recipe.clip), learning_rate, self.steps + 1)
+        with tf.name_scope(OPTIMIZER):
+            update(self, optim.clip(gradients, self.recipe.clip), learning_rate, self.steps + 1)
         self.steps.assign_add(1)
 
     def _batch(self, images: np.ndarray, targets: np.ndarray) -> tuple[tf.Tensor, tf.Tensor]:
