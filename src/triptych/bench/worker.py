@@ -11,12 +11,13 @@ import os
 import sys
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from time import perf_counter
 from typing import Any
 
 import numpy as np
 
-from triptych.bench import machine
+from triptych.bench import machine, tracing
 from triptych.core import catalog, contract
 from triptych.core.contender import Contender
 
@@ -43,10 +44,10 @@ class Worker:
         self.create: Callable[..., Contender] | None = None
 
     def ask(self, do: str, **given: Any) -> Answer:
-        """Do one of `start`, `kernel`, `peak`, `build`, `turn`, `release`. Raises what that raises."""
+        """Do one of `start`, `kernel`, `peak`, `build`, `turn`, `trace`, `release`. Raises what that raises."""
         actions: dict[str, Callable[..., Answer]] = {
             "start": self._start, "kernel": self._kernel, "peak": self._peak,
-            "build": self._build, "turn": self._turn, "release": self._release,
+            "build": self._build, "turn": self._turn, "trace": self._trace, "release": self._release,
         }  # fmt: skip
         return actions[do](**given)
 
@@ -107,6 +108,11 @@ class Worker:
             "peak_bytes": None if resident is None else machine.peak_memory(),
             "outputs": None if outputs is None else [np.asarray(each, np.float64).tolist() for each in outputs],
         }
+
+    def _trace(self, key: str, case: Mapping[str, Any], data: str | None, directory: str, repeats: int) -> Answer:
+        """Trace warmed steps, their batches from the room's own pipeline, and read the trace (`bench/tracing.py`)."""
+        spec = catalog.get_spec(case["model"], **case["options"])
+        return tracing.traced(self.framework, self.held[key].contender, case, spec, data, Path(directory), repeats)
 
     def _release(self) -> Answer:
         self.held.clear()

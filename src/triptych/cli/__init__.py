@@ -26,6 +26,7 @@ COMMANDS = {
     "predict": ("predict", "Classify image files."),
     "evaluate": ("evaluate", "Measure top-1 and top-5 accuracy on a data set, in one framework or in several."),
     "bench": ("bench", "Time proven models against each other; find what became slower."),
+    "profile": ("profile", "Trace one step in each framework, and tell where its time goes."),
     "report": ("report", "Prove, train, compare and write report.md and report.html."),
     "doctor": ("doctor", "Print the environment for a bug report."),
 }
@@ -94,6 +95,19 @@ def emit(data: Any, as_json: bool, text: str) -> None:
 
         text = json.dumps(data, indent=2, allow_nan=False)
     click.echo(text)
+
+
+def called(*words: str) -> str:
+    """The command line that is running, from its command and arguments and the options that were given; of paths the last part only."""
+    context = click.get_current_context()
+    given = [
+        option.name
+        for option in context.command.params
+        if isinstance(option, click.Option) and option.name and option.name not in ("as_json", "out", "work")
+        if context.get_parameter_source(option.name) is click.core.ParameterSource.COMMANDLINE
+    ]
+    options = [f"--{name.replace('_', '-')} {os.path.basename(str(context.params[name]))}" for name in given]
+    return " ".join(["triptych", *(os.path.basename(word) for word in words), *options])
 
 
 json_option = click.option("--json", "as_json", is_flag=True, help="Print the result as JSON on stdout.")

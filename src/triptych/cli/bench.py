@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from triptych.cli import emit, json_option
+from triptych.cli import called, emit, json_option
 from triptych.core.errors import Regression, TooNoisy, UsageError
 
 if TYPE_CHECKING:
@@ -56,22 +56,11 @@ def bench_command(
         return
     out = out or work / f"{chosen.name}.json"
     with status(f"bench {chosen.name}") as progress:
-        made = session.run(chosen, _command(), work, out, progress)
+        made = session.run(chosen, called("bench", *(what or ("quick",))), work, out, progress)
     emit(made, as_json, f"{table(made)}\n{out}, raw samples beside it")
     failed = session.outcome(made)
     if failed is not None:
         raise failed
-
-
-def _command() -> str:
-    """What was called, without the paths of this machine."""
-    context = click.get_current_context()
-    sources = {name: context.get_parameter_source(name) for name in context.params}
-    given = {name: value for name, value in context.params.items() if sources[name] is click.core.ParameterSource.COMMANDLINE}
-    options = [
-        f"--{name.replace('_', '-')} {value}" for name, value in given.items() if isinstance(value, (str, int)) and name != "as_json"
-    ]
-    return " ".join(["triptych bench", *(Path(part).name for part in context.params["what"] or ("quick",)), *options])
 
 
 def _listed(text: str | None) -> list[str] | None:
