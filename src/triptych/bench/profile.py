@@ -20,6 +20,7 @@ from triptych.bench.processes import Asked, Failed, Process, chosen_cores, setti
 from triptych.bench.record import lines_of_code
 from triptych.bench.suite import Case
 from triptych.core import catalog, initialize
+from triptych.core.contender import LANES, MODES
 from triptych.core.contract import FRAMEWORKS
 from triptych.core.environment import environment
 from triptych.core.errors import TriptychError, UsageError
@@ -50,6 +51,9 @@ class Request:
 
     def spec(self) -> Spec:
         """The spec. UsageError for what does not exist, data that do not fit, or a lane that no framework has."""
+        for what, given, known in (("mode", self.mode, MODES), ("lane", self.lane, LANES)):
+            if given not in known:
+                raise UsageError(f"unknown {what} {given!r}; choose from {', '.join(known)}")
         spec = catalog.get_spec(self.model, **self.options)
         if self.data is not None:
             found = len(tracing.opened(self.data, spec))
