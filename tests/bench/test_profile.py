@@ -50,6 +50,7 @@ def test_a_step_is_traced_and_its_time_told(framework: str, small: Spec, lab: An
     assert {name for name, seconds in categories.items() if seconds > 0.0} >= EXPECTED["training_step"]
     assert sum(categories.values()) + row["unattributed_seconds"] == pytest.approx(row["step_seconds"])
     assert row["unattributed_share"] < 0.9
+    assert row["weather"]["seconds"] >= sum(row["untraced_seconds"] + row["traced_seconds"])
     assert len(row["untraced_seconds"]) == len(row["traced_seconds"]) == 1
     assert {each["category"] for each in row["top"]} <= set(CATEGORIES)
     assert row["lines_of_code"] > 1000

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from triptych.bench import attribution, perfetto
+from triptych.bench import attribution, machine, perfetto
 from triptych.core import contract
 from triptych.core.contender import Contender
 from triptych.core.errors import UsageError
@@ -43,18 +43,19 @@ def traced(
     native = [directory / f"{NATIVE}-{number}" for number in range(repeats)]
     for folder in (kept, *native):
         shutil.rmtree(folder, ignore_errors=True)
-    bare, under = [], []
+    bare, under, before = [], [], machine.counters()
     for folder in native:
         bare.append(_step(room, contender, batches))
         with room.profile(folder):
             under.append(_step(room, contender, batches))
+    weather = machine.weather(before, machine.counters())
     native.pop(int(np.argsort(under)[(repeats - 1) // 2])).rename(kept)
     for folder in native:
         shutil.rmtree(folder)
     events = room.operators(kept, spec)
     perfetto.write(directory / TRACE, perfetto.trace_events(contract.FRAMEWORKS[framework].title, events))
     found = attribution.attribute(events)
-    return {**found.to_json(), "untraced_seconds": bare, "traced_seconds": under, "data": source.name}
+    return {**found.to_json(), "untraced_seconds": bare, "traced_seconds": under, "weather": weather, "data": source.name}
 
 
 def _step(room: Any, contender: Contender, batches: Iterator[tuple[np.ndarray, np.ndarray]]) -> float:

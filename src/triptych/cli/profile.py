@@ -65,6 +65,7 @@ def table(made: dict[str, Any]) -> str:
         _row("no operator (Python, waiting)", [_share(row, row["unattributed_seconds"]) for row in rows]),
         _row("the step, traced", [_share(row, row["step_seconds"]) for row in rows]),
         _row("longer than untraced by", [f"{row['overhead']:.1%}" for row in rows]),
+        _row("tasks waited for a core", [_pressure(row["weather"]["pressure"]) for row in rows]),
         _row("in operators of several kinds", [f"{row['mixed_share']:.1%}" for row in rows]),
         _row("lines of code of the room", [f"{row['lines_of_code']}" for row in rows]),
     ]
@@ -80,6 +81,10 @@ def _row(title: str, cells: list[str]) -> str:
 
 def _share(row: dict[str, Any], seconds: float) -> str:
     return f"{seconds * 1e3:.1f} ms {seconds / row['step_seconds']:>5.1%}"
+
+
+def _pressure(share: float | None) -> str:
+    return "n/a" if share is None else f"{share:.0%}"
 
 
 def _failures(made: dict[str, Any]) -> list[str]:
