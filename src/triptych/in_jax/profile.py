@@ -27,8 +27,8 @@ INSIDE = re.compile(r"(?:^|/)(?:transpose\()?(?:jvp\()?[A-Z]\w*\)*/")
 """A scope within a Flax module, which are classes, as no other scope of ours is."""
 MOVING = {"bitcast", "broadcast", "constant", "convert", "copy", "iota", "parameter", "reshape", "slice", "transpose", "tuple"}
 """What says nothing about the kind of work when it is a part of a fused instruction."""
-PRODUCTS = {"convolution": "convolution", "dot": "matrix_product", "custom-call": None}
-PIPELINE = {"jit_prepare", "jit_finish", "jit_augment"}
+PRODUCTS = {"convolution": "convolution", "dot": "matrix_product"}
+PIPELINE = {"jit_prepare", "jit_augment"}
 """The programs of the input pipeline (`data.py`)."""
 HANDED_OVER = {"DevicePutWithSharding", "shard_args"}
 
@@ -60,7 +60,10 @@ def operators(directory: Path, spec: Spec) -> list[Event]:
     planes = [plane for plane in jax.profiler.ProfileData.from_file(str(file)).planes if plane.name == "/host:CPU"]
     rows = [(line.name, event, dict(event.stats)) for plane in planes for line in plane.lines for event in line.events]
     ran = [(event, told, (str(told["hlo_module"]), told.get("program_id"))) for _, event, told in rows if "hlo_op" in told]
-    programs = compiled_programs({program: {event.name for event, _, each in ran if each == program} for _, _, program in ran})
+    names: dict[Program, set[str]] = {}
+    for event, _, program in ran:
+        names.setdefault(program, set()).add(event.name)
+    programs = compiled_programs(names)
     # An instruction may hand its work to other threads; an event of its own then says when that was done.
     ends = {(told.get("_c"), event.name): event.start_ns for _, event, told in rows if event.name.startswith("end: ")}
     running = []
