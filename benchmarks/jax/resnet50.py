@@ -78,7 +78,8 @@ def main(arguments: Sequence[str] | None = None) -> dict[str, Any]:
     kept = {name: tree for name, tree in variables.items() if name != "params"}
     optimizer = optax.chain(optax.add_decayed_weights(5e-5), optax.sgd(given.learning_rate, momentum=0.9, nesterov=True))
     state = State.create(apply_fn=module.apply, params=variables["params"], tx=optimizer, kept=kept)
-    state = state.replace(step=jnp.zeros((), jnp.int32))  # as later steps have it: a Python 0 would be compiled for, too
+    # As later steps have it: for a Python 0, and for arrays that are bound to no device, the step would be compiled once more.
+    state = jax.device_put(state.replace(step=jnp.zeros((), jnp.int32)), jax.local_devices()[0])
 
     made, progress = batches(script.images(given), given), script.Progress(given, "jax")
     for _ in range(given.steps):

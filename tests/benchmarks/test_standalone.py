@@ -47,7 +47,10 @@ def small(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.parametrize("framework", contract.FRAMEWORKS)
 def test_it_trains_on_the_digits_in_mixed_precision(framework: str, capsys: pytest.CaptureFixture[str]) -> None:
-    result = main_of(framework)([*SMALL, "--precision", "bfloat16", "--json"])
+    main = main_of(framework)
+    result = main([*SMALL, "--precision", "bfloat16", "--json"])
+    if framework == "jax":
+        assert main.__globals__["train_step"]._cache_size() == 1, "the step was compiled more than once"
     assert json.loads(capsys.readouterr().out.splitlines()[-1]) == result
     assert (result["framework"], result["model"], result["precision"], result["data"]) == (framework, "resnet20", "bfloat16", "digits")
     assert len(result["losses"]) == len(result["step_seconds"]) == 2

@@ -34,11 +34,13 @@ def options(description: str, arguments: Sequence[str] | None = None) -> argpars
     parser.add_argument("--image-size", type=_at_least(1), default=224)
     parser.add_argument("--steps", type=_at_least(2), default=20, help="The first one is told apart: it traces and compiles.")
     parser.add_argument("--precision", choices=PRECISIONS, default="float32", help="Of products; weights and loss stay float32.")
-    parser.add_argument("--learning-rate", type=float, default=0.05)
+    parser.add_argument("--learning-rate", type=float, help="Without it, 0.1 for each 256 images of a batch (Goyal et al. 2017).")
     parser.add_argument("--compile", action="store_true", help="torch.compile, or XLA in TensorFlow; JAX always compiles.")
     parser.add_argument("--workers", type=_at_least(0), default=2, help="Processes or threads that prepare images.")
     parser.add_argument("--json", action="store_true", help="Print the result as JSON, with every step.")
-    return parser.parse_args(arguments)
+    given = parser.parse_args(arguments)
+    given.learning_rate = 0.1 * given.batch_size / 256 if given.learning_rate is None else given.learning_rate
+    return given
 
 
 def _at_least(least: int) -> Any:
