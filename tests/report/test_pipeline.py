@@ -261,7 +261,7 @@ def trained(monkeypatch) -> list[tuple[str, int | None, Path]]:
         return result
 
     proof = {"verdict": "pass", "model": "resnet50", "spec_sha256": "a", "weights_sha256": "b", "rungs": []}
-    monkeypatch.setattr(pipeline.contract, "installed", lambda: list(FRAMEWORKS))
+    monkeypatch.setattr(pipeline.workers, "available", lambda: list(FRAMEWORKS))
     monkeypatch.setattr(pipeline.certify, "certify", lambda *given: proof)
     monkeypatch.setattr(pipeline.planting, "plant_all", lambda spec, *given: {"model": spec.name, "clean": "pass", "faults": []})
     monkeypatch.setattr(pipeline, "run_worker", run_worker)
@@ -289,7 +289,7 @@ def test_evidence_is_gathered_once_and_then_reused(work, trained):
 
 
 def test_one_framework_has_nothing_to_be_compared_with(work, monkeypatch):
-    monkeypatch.setattr(pipeline.contract, "installed", lambda: ["jax"])
+    monkeypatch.setattr(pipeline.workers, "available", lambda: ["jax"])
     with pytest.raises(UsageError, match="installed: jax"):
         pipeline.evidence(work)
 

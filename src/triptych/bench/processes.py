@@ -5,12 +5,11 @@ from __future__ import annotations
 import json
 import os
 import select
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any, Protocol
 
 from triptych.bench import machine
+from triptych.core import workers
 from triptych.core.errors import TriptychError
 
 
@@ -35,11 +34,9 @@ class Process:
 
     def __init__(self, framework: str, log: Path, settings: dict[str, str], cores: list[int], limit_seconds: float) -> None:
         self.framework, self.log, self.limit = framework, log, limit_seconds
-        bind = (lambda: os.sched_setaffinity(0, cores)) if cores else None
-        command = [sys.executable, "-m", "triptych.bench.worker", framework]
         with log.open("wb") as errors:
-            self._process = subprocess.Popen(
-                command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=errors, env={**os.environ, **settings}, preexec_fn=bind
+            self._process = workers.start(
+                "triptych.bench.worker", framework, [framework], settings=settings, log=errors, stdin=True, stdout=True, cores=cores
             )
 
     def ask(self, do: str, **given: Any) -> dict[str, Any]:

@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from triptych.core import contract, environment
+from triptych.core import contract, environment, workers
 from triptych.core.difference import scaled_error
 from triptych.core.spec import Spec
 from triptych.core.tolerance import LOGITS_FLOAT32
@@ -54,7 +54,7 @@ def prove(spec: Spec, frameworks: Collection[str], modes: Collection[str], work:
     One framework alone is proven against whatever else is installed. UsageError when that is nothing.
     """
     chosen = [name for name in contract.FRAMEWORKS if name in frameworks]
-    chosen = chosen if len(chosen) > 1 else contract.installed()
+    chosen = chosen if len(chosen) > 1 else workers.available()
     rungs = {"float64": max((RUNGS[mode] for mode in modes), key=len), "float32": FLOAT32_RUNGS}
     what = {
         "spec": plans.spec_sha256(spec), "frameworks": chosen, "rungs": rungs, "code": environment.code_hash(*CODE),

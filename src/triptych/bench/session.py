@@ -14,8 +14,8 @@ from triptych.bench.processes import NUMERICS, Asked, Failed, Process, chosen_co
 from triptych.bench.proof import Proof, prove
 from triptych.bench.suite import RUNTIMES, Case, Suite
 from triptych.bench.turns import Entry, Group, Progress, run_group
-from triptych.core import contract
 from triptych.core.errors import ParityFailed, TriptychError
+from triptych.core.workers import available
 
 CALIBRATOR = "calibrator"
 """The process of the fixed kernel: it imports no framework."""
@@ -68,7 +68,7 @@ def run(suite: Suite, command: str, work: Path, out: Path, progress: Progress) -
     What fails is a row with its reason. UsageError when no proof is possible, StorageError when nothing can be written.
     """
     work.mkdir(parents=True, exist_ok=True)
-    ours: list[str] = [name for name in suite.frameworks if name not in RUNTIMES and name in contract.installed()]
+    ours: list[str] = [name for name in suite.frameworks if name not in RUNTIMES and name in available()]
     proofs: dict[str, Proof] = {}
     groups: list[Group] = []
     threads, cores = chosen_cores(suite.threads)

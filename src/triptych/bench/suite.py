@@ -8,7 +8,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator
 
-from triptych.core import catalog, contract, yaml_file
+from triptych.core import catalog, contract, workers, yaml_file
 from triptych.core.contender import LANES, STOCK
 from triptych.core.errors import InputRefused, UsageError
 from triptych.core.spec import Spec
@@ -115,7 +115,7 @@ class Case:
             if util.find_spec(self.framework) is None:
                 return f"{self.framework} is not installed"
             return f"{self.framework} runs exported models, and triptych does not export yet"
-        if self.framework not in contract.installed():
+        if self.framework not in workers.available():
             return f"{contract.framework(self.framework).title} is not installed"
         layers = catalog.get_spec(self.model, **self.options).layers()
         if self.ours and LANES[self.lane].tuned and not any(layer.op == "conv" for layer in layers):

@@ -27,6 +27,7 @@ COMMANDS = {
     "evaluate": ("evaluate", "Measure top-1 and top-5 accuracy on a data set, in one framework or in several."),
     "bench": ("bench", "Time proven models against each other; find what became slower."),
     "profile": ("profile", "Trace one step in each framework, and tell where its time goes."),
+    "worker": ("worker", "Be the host of one framework's worker processes: what a container of compose.yaml runs."),
     "report": ("report", "Prove, train, compare and write report.md and report.html."),
     "doctor": ("doctor", "Print the environment for a bug report."),
 }

@@ -10,6 +10,7 @@ from typing import Any
 import click
 
 from triptych.cli import emit, json_option
+from triptych.core import hosts
 from triptych.core.contract import FRAMEWORKS, Framework
 from triptych.core.environment import environment
 
@@ -27,7 +28,7 @@ def doctor_command(as_json: bool) -> None:
 
 
 def _framework(row: Framework) -> dict[str, Any]:
-    missing = [need for need in row.needs if importlib.util.find_spec(need) is None]
+    missing = [need for need in row.needs if row.name not in hosts.table() and importlib.util.find_spec(need) is None]
     return {"installed": not missing, "missing": missing, "install": f"pip install 'triptych[{row.extra}]'" if missing else None}
 
 
@@ -69,7 +70,8 @@ def _lines(data: dict[str, Any]) -> Iterator[str]:
 def _state(row: dict[str, Any], framework: Framework, data: dict[str, Any]) -> str:
     if not row["installed"]:
         return f"not installed ({', '.join(row['missing'])} not found): {row['install']}"
-    return ", ".join(f"{need} {data['versions'].get(need, '(version unknown)')}" for need in framework.needs)
+    where = "at a host: " if framework.name in hosts.table() else ""
+    return where + ", ".join(f"{need} {data['versions'].get(need, '(version unknown)')}" for need in framework.needs)
 
 
 def _sizes(sizes: dict[str, int | None]) -> str:

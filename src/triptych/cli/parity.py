@@ -143,11 +143,13 @@ def _calibrate(spec: Spec, device: str, run: Path, progress: Callable[[str], Non
 
 
 def _frameworks(text: str | None) -> tuple[str, ...]:
-    names = tuple(dict.fromkeys(text.split(","))) if text else tuple(contract.installed())
+    from triptych.core import workers
+
+    names = tuple(dict.fromkeys(text.split(","))) if text else tuple(workers.available())
     for name in names:
-        contract.check_installed(name)
+        workers.check_available(name)
     if len(names) < 2:
-        raise UsageError(f"a proof needs two frameworks or more; installed: {', '.join(contract.installed()) or 'none'}")
+        raise UsageError(f"a proof needs two frameworks or more; installed: {', '.join(workers.available()) or 'none'}")
     return names
 
 

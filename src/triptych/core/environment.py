@@ -16,6 +16,8 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
+from triptych.core import hosts
+
 PACKAGE = Path(__file__).resolve().parents[1]
 
 # title -> distributions that may provide it, in order of preference.
@@ -83,9 +85,9 @@ def variables() -> dict[str, str]:
 
 
 def versions() -> dict[str, str]:
-    """Installed versions of the libraries that results depend on; a library that is not installed has no entry."""
+    """Versions of the libraries that results depend on: those installed, and those of the hosts of our workers; others have no entry."""
     found = {title: _version(names) for title, names in DISTRIBUTIONS.items()}
-    return {title: version for title, version in found.items() if version is not None}
+    return {**hosts.versions(), **{title: version for title, version in found.items() if version is not None}}
 
 
 def _version(names: tuple[str, ...]) -> str | None:

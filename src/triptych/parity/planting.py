@@ -19,7 +19,7 @@ from triptych.parity import faults
 from triptych.parity.compare import Comparer, Comparison, Values, layer_of
 from triptych.parity.observation import Observation, ShardReader, write_json, write_tensors
 from triptych.parity.plan import ADAMW_RECIPE, SGD_RECIPE, Plan
-from triptych.parity.prove import Progress, Proof, alive, prove, workers
+from triptych.parity.prove import Progress, Proof, alive, prove, worker_processes
 
 # Five images in parts of three and two: of an uneven last part BatchNorm still has a variance. No gradient's norm is below the limit.
 BATCH, MICRO_BATCH, CLIP_NORM = 5, 3, 0.05
@@ -63,7 +63,7 @@ def _planted(clean: Proof, names: tuple[str, ...], run: Path, progress: Progress
     run.mkdir(parents=True)
     write_json(run / "plan.json", plan.to_json())
     write_tensors(run / "inputs.safetensors", clean.weights)
-    with workers(plan, run) as processes, ThreadPoolExecutor(len(processes)) as pool:
+    with worker_processes(plan, run) as processes, ThreadPoolExecutor(len(processes)) as pool:
         # Side by side: a worker that nobody reads stops when its share of the disk is full.
         def judge(framework: str) -> list[dict[str, Any]]:
             partner = next(name for name in plan.frameworks if name != framework)

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import os
-import subprocess
-import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass
@@ -14,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from triptych.core import environment, initialize
+from triptych.core import environment, initialize, workers
 from triptych.core.errors import TriptychError, UsageError
 from triptych.core.initialize import Weights
 from triptych.parity import plan as plans
@@ -68,7 +66,7 @@ def prove(plan: Plan, weights: Weights | None, run: Path, progress: Progress = l
     given = weights if weights is not None else initialize.parity_weights(plan.spec, plan.seed, plan.precision)
     write_tensors(run / "inputs.safetensors", given)
     comparer = Comparer(plan, keep=keep)
-    with workers(plan, run) as processes:
+    with worker_processes(plan, run) as processes:
         readers = {name: ShardReader(run / name, alive(process)) for name, process in processes.items()}
         peak = _watch(comparer.consume(readers), plan, run, progress)
     used = plans.load(run)[1] if not plan.calibrate else _load(run / "weights.safetensors")
@@ -97,15 +95,14 @@ def _watch(comparisons: Iterator[Comparison], plan: Plan, run: Path, progress: P
 
 
 @contextlib.contextmanager
-def workers(plan: Plan, run: Path) -> Iterator[dict[str, subprocess.Popen[bytes]]]:
+def worker_processes(plan: Plan, run: Path) -> Iterator[dict[str, workers.Process]]:
     """One process a framework; all are stopped on the way out, whatever happened."""
-    processes: dict[str, subprocess.Popen[bytes]] = {}
+    processes: dict[str, workers.Process] = {}
     try:
         settings = _environment(run, plan)
         for framework in plan.frameworks:
-            command = [sys.executable, "-m", "triptych.parity.worker", str(run), framework]
             with (run / f"{framework}.log").open("wb") as log:
-                processes[framework] = subprocess.Popen(command, stdout=log, stderr=log, stdin=subprocess.DEVNULL, env=settings)
+                processes[framework] = workers.start("triptych.parity.worker", framework, [str(run), framework], settings=settings, log=log)
         yield processes
     except TriptychError as error:
         failed = next((name for name in processes if (run / name / "error.json").exists()), None)
@@ -137,10 +134,10 @@ def _environment(run: Path, plan: Plan) -> dict[str, str]:
     if plan.precision == "float64":
         # oneDNN has no float64 kernels, only an allocator that keeps what is freed: a third of the memory of a deep model.
         settings["TF_ENABLE_ONEDNN_OPTS"] = "0"
-    return {**os.environ, **settings}
+    return settings
 
 
-def alive(process: subprocess.Popen[bytes]) -> Callable[[], bool]:
+def alive(process: workers.Process) -> Callable[[], bool]:
     """Whether a worker still runs, asked anew at each call."""
     return lambda: process.poll() is None
 

@@ -24,7 +24,7 @@ from typing import Any
 import numpy as np
 from safetensors.numpy import load_file
 
-from triptych.core import catalog, contract, environment
+from triptych.core import catalog, environment, workers
 from triptych.core.difference import scaled_error
 from triptych.core.errors import StorageError, UsageError
 from triptych.data import open_source
@@ -132,7 +132,7 @@ def _digest(what: Any) -> str:
 
 def evidence(pipeline: Pipeline) -> Evidence:
     """Run or reuse every step, and read the records. UsageError unless two frameworks or more are installed."""
-    frameworks = tuple(contract.installed())
+    frameworks = tuple(workers.available())
     if len(frameworks) < 2:
         raise UsageError(
             f"a report compares frameworks; installed: {', '.join(frameworks) or 'none'}. Install them with: pip install 'triptych[all]'"

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import contextlib
 import json
-import os
 import signal
 import subprocess
 import sys
@@ -15,6 +14,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from triptych.core import workers
 from triptych.core.errors import FrameworkMissing, InputRefused, Interrupted, StorageError, TriptychError, UsageError
 from triptych.training import job as jobs
 from triptych.training.job import Job
@@ -39,8 +39,8 @@ def run_worker(job: Job, framework: str, run: Path, progress: Progress = lambda 
     with log:
         write_whole(run / "job.json", json.dumps(job.to_json(), indent=1))
         settings = {"KERAS_BACKEND": "tensorflow", "TF_CPP_MIN_LOG_LEVEL": "3", "PYTHONUNBUFFERED": "1"}
-        command = [sys.executable, "-m", "triptych.training.worker", str(run), framework, resume]
-        started = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=log, stdin=subprocess.DEVNULL, env={**os.environ, **settings})
+        arguments = [str(run), framework, resume]
+        started = workers.start("triptych.training.worker", framework, arguments, settings=settings, log=log, stdout=True)
     with started as process:
         try:
             assert process.stdout is not None
@@ -73,7 +73,7 @@ def in_words(told: Mapping[str, Any]) -> str:
     return str(told["note"]) if "note" in told else f"step {told['step']} of {told['steps']}, loss {told['loss']:.4f}"
 
 
-def _stop(process: subprocess.Popen[bytes]) -> int | None:
+def _stop(process: workers.Process) -> int | None:
     """Ask the worker to save, and wait for it as long as a step and a checkpoint may take; its exit code."""
     process.terminate()
     with contextlib.suppress(subprocess.TimeoutExpired):
