@@ -6,4 +6,4 @@ lock() { uv pip compile --quiet --generate-hashes --python-version 3.11 --python
   --custom-compile-command requirements/lock.sh --extra "$1" --output-file "requirements/$1.txt" pyproject.toml "${@:2}"; }
 lock dev --constraint requirements/pins.in
 # The narrower locks take the versions of the widest, so that every image runs what was proven.
-for name in all pytorch tensorflow jax; do lock "$name" --constraint requirements/dev.txt; done
+for name in all pytorch tensorflow jax report tensorflow-gpu jax-gpu; do lock "$name" --constraint requirements/dev.txt; done
