@@ -47,7 +47,7 @@ def test_the_same_inputs_reach_every_framework_and_no_two_steps_get_the_same(lab
     suite = lab.suite(frameworks=["pytorch"])
     lab.group(suite, {"pytorch": worker})
     case = suite.groups()[0][0]
-    worker.ask("build", key="x", case=case.to_json(), weights=str(lab.proof.weights), seed=0)
+    worker.ask("build", key="x", case=case.to_json(), given=str(lab.proof.weights), seed=0)
     seen = [worker.ask("turn", key="x", number=number, seed=0, check=True)["outputs"] for number in (1, 2, 1)]
     assert seen[0] == seen[2]
     assert seen[0] != seen[1]
@@ -118,13 +118,12 @@ def test_a_process_that_ends_is_a_row_with_a_reason_and_the_others_go_on(lab: An
 
 
 def test_what_a_machine_lacks_is_a_row_and_no_failure(lab: Any, tmp_path: Any) -> None:
-    suite = lab.suite(frameworks=["pytorch", "onnxruntime"], lanes=["default", "tuned", "stock"])
+    suite = lab.suite(frameworks=["pytorch"], lanes=["default", "tuned", "stock"])
     group = lab.group(suite, {"pytorch": lab.Local("pytorch")})
     made = lab.record(tmp_path / "tiny.json", suite, [group])
     reasons = {f"{row['framework']}/{row['lane']}": row["failure"] for row in made["rows"] if "failure" in row}
-    assert reasons.keys() == {"pytorch/tuned", "pytorch/stock", "onnxruntime/default"}
+    assert reasons.keys() == {"pytorch/tuned", "pytorch/stock"}
     assert reasons["pytorch/stock"] == "torchvision has no mlp"
-    assert "onnxruntime" in reasons["onnxruntime/default"]
     assert session.outcome(made) is None
 
 

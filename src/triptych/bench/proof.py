@@ -14,6 +14,7 @@ import numpy as np
 
 from triptych.core import contract, environment, workers
 from triptych.core.difference import scaled_error
+from triptych.core.errors import TriptychError
 from triptych.core.spec import Spec
 from triptych.core.tolerance import LOGITS_FLOAT32
 from triptych.parity import plan as plans
@@ -28,10 +29,14 @@ FLOAT32_RUNGS = (1, 3)
 
 @dataclass(frozen=True, slots=True)
 class Proof:
-    """A certificate and the weights it is about: float32, parity weights of seed 0, in a file that every worker reads."""
+    """A certificate and the weights it is about: float32, parity weights of seed 0, in a file that every worker reads.
+
+    `exported` is the ONNX model of these weights, or the error that left none; None when no runtime needs it.
+    """
 
     certificate: dict[str, Any]
     weights: Path
+    exported: Path | TriptychError | None = None
 
     @property
     def passed(self) -> bool:

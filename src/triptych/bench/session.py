@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import shutil
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -12,10 +13,11 @@ from typing import Any
 from triptych.bench import machine, record
 from triptych.bench.processes import NUMERICS, Asked, Failed, Process, chosen_cores, settings
 from triptych.bench.proof import Proof, prove
-from triptych.bench.suite import RUNTIMES, Case, Suite
+from triptych.bench.suite import EXPORTER, Case, Subject, Suite
 from triptych.bench.turns import Entry, Group, Progress, run_group
 from triptych.core.errors import ParityFailed, TriptychError
 from triptych.core.workers import available
+from triptych.export import runtimes
 
 CALIBRATOR = "calibrator"
 """The process of the fixed kernel: it imports no framework."""
@@ -32,10 +34,14 @@ class Processes:
     running: dict[str, Process]
     started: dict[str, dict[str, Any]]
 
+    def new(self, framework: str, log: str) -> Process:
+        """One more process, which the caller stops."""
+        return Process(framework, self.work / f"{log}.log", self.settings, self.cores, self.limit_seconds)
+
     def start(self, name: str) -> Process:
         """The worker called `name`, alive if it can be."""
         if name not in self.running or self.running[name].ended:
-            self.running[name] = Process(name, self.work / f"{name}.log", self.settings, self.cores, self.limit_seconds)
+            self.running[name] = self.new(name, name)
             with contextlib.suppress(Failed):  # whatever is wrong will be the reason in each of its rows
                 if name != CALIBRATOR:
                     self.started[name] = self.running[name].ask("start")
@@ -68,7 +74,8 @@ def run(suite: Suite, command: str, work: Path, out: Path, progress: Progress) -
     What fails is a row with its reason. UsageError when no proof is possible, StorageError when nothing can be written.
     """
     work.mkdir(parents=True, exist_ok=True)
-    ours: list[str] = [name for name in suite.frameworks if name not in RUNTIMES and name in available()]
+    ours: list[str] = [name for name in suite.frameworks if name in available()]
+    foreign: list[str] = [name for name in suite.frameworks if name in runtimes.RUNTIMES and runtimes.missing(name) is None]
     proofs: dict[str, Proof] = {}
     groups: list[Group] = []
     threads, cores = chosen_cores(suite.threads)
@@ -80,12 +87,16 @@ def run(suite: Suite, command: str, work: Path, out: Path, progress: Progress) -
             progress(f"{spec.name}: proof")
             try:
                 proof = prove(spec, ours, suite.modes, work, progress)
+                if foreign and "inference" in suite.modes and contract.missing(EXPORTER) is None:
+                    progress(f"{spec.name}: export")
+                    proof = dataclasses.replace(proof, exported=exported(subject, proof, held))
             except TriptychError as error:
                 groups += [_not_proven(group, error) for group in cases]
                 continue
             proofs[spec.name] = proof
             for group in cases:
-                workers: dict[str, Asked] = {name: held.start(name) for name in ours}
+                wanted = {case.framework for case in group}
+                workers: dict[str, Asked] = {name: held.start(name) for name in (*ours, *foreign) if name in wanted}
                 groups.append(run_group(group, workers, calibrator, suite, proof, progress))
         started = dict(held.started)
     made = record.make(suite, command, machine_, started, proofs, groups)
@@ -93,7 +104,20 @@ def run(suite: Suite, command: str, work: Path, out: Path, progress: Progress) -
     return made
 
 
-def _by_model(suite: Suite) -> Iterator[tuple[Any, list[list[Case]]]]:
+def exported(subject: Subject, proof: Proof, held: Processes) -> Path | TriptychError:
+    """The ONNX model of the proven weights, written by a process of its own, that leaves nothing behind in one that is timed."""
+    path = proof.weights.with_name("model.onnx")
+    process = held.new(EXPORTER, "export")
+    try:
+        process.ask("export", model=subject.name, options=subject.options, weights=str(proof.weights), path=str(path))
+    except Failed as error:
+        return error
+    finally:
+        process.stop()
+    return path
+
+
+def _by_model(suite: Suite) -> Iterator[tuple[Subject, list[list[Case]]]]:
     """Each model with its groups, in the suite's order."""
     groups = suite.groups()
     size = len(groups) // len(suite.models)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass
-from importlib import util
 from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator
@@ -12,11 +11,12 @@ from triptych.core import catalog, contract, workers, yaml_file
 from triptych.core.contender import LANES, STOCK
 from triptych.core.errors import InputRefused, UsageError
 from triptych.core.spec import Spec
+from triptych.export.runtimes import RUNTIMES, missing
 
 Name = Literal["pytorch", "tensorflow", "jax", "onnxruntime", "openvino"]
 FOLDER = "suites"
-RUNTIMES = ("onnxruntime", "openvino")
-"""What a user might pick instead for inference. They run exported models, and nothing is exported yet: rows with that reason."""
+EXPORTER = "pytorch"
+"""The framework whose model is exported for the runtimes."""
 
 
 class Subject(BaseModel):
@@ -112,15 +112,19 @@ class Case:
     def unavailable(self) -> str | None:
         """Why it cannot run here, as far as that is known without importing anything; None when it may."""
         if self.framework in RUNTIMES:
-            if util.find_spec(self.framework) is None:
-                return f"{self.framework} is not installed"
-            return f"{self.framework} runs exported models, and triptych does not export yet"
-        if self.framework not in workers.available():
-            return f"{contract.framework(self.framework).title} is not installed"
+            return missing(self.framework) or _no_process_of(EXPORTER)
+        reason = _no_process_of(self.framework)
+        if reason is not None:
+            return reason
         layers = catalog.get_spec(self.model, **self.options).layers()
         if self.ours and LANES[self.lane].tuned and not any(layer.op == "conv" for layer in layers):
             return f"what is tuned are convolutions, and {self.model} has none"
         return None
+
+
+def _no_process_of(framework: str) -> str | None:
+    """Why no process of the framework can be started, here or at a host; None when one can."""
+    return None if framework in workers.available() else contract.missing(framework)
 
 
 def names() -> list[str]:

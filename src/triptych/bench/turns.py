@@ -18,6 +18,8 @@ from triptych.bench import machine
 from triptych.bench.processes import Asked, Failed
 from triptych.bench.proof import Checks, Proof
 from triptych.bench.suite import Case, Suite
+from triptych.core.errors import TriptychError
+from triptych.export.runtimes import RUNTIMES
 
 Progress = Callable[[str], None]
 TWIN = "twin"
@@ -91,8 +93,11 @@ def _build(entry: Entry, workers: Mapping[str, Asked], suite: Suite, proof: Proo
         return entry.fail(reason, "LaneMissing", unavailable=True)
     if case.ours and not proof.passed:
         return entry.fail(f"not proven: the ladder failed for {case.model}, see its certificate", "ParityFailed")
+    given = proof.exported if case.framework in RUNTIMES else proof.weights
+    if isinstance(given, TriptychError):
+        return entry.fail(f"nothing was exported for it: {given}", type(given).__name__)
     try:
-        asked = {"key": case.contestant, "case": case.to_json(), "weights": str(proof.weights), "seed": suite.seed}
+        asked = {"key": case.contestant, "case": case.to_json(), "given": str(given), "seed": suite.seed}
         entry.built = workers[case.framework].ask("build", **asked)
     except Failed as error:
         entry.fail(error.message if error.kind == "LaneMissing" else str(error), error.kind, unavailable=error.kind == "LaneMissing")

@@ -20,6 +20,8 @@ import numpy as np
 from triptych.bench import machine, tracing
 from triptych.core import catalog, contract
 from triptych.core.contender import Contender
+from triptych.core.spec import Spec
+from triptych.export import runtimes
 
 Answer = dict[str, Any]
 
@@ -41,20 +43,26 @@ class Worker:
         self.framework = framework
         self.held: dict[str, Held] = {}
         self._inputs: tuple[Any, tuple[np.ndarray, np.ndarray]] | None = None
-        self.create: Callable[..., Contender] | None = None
+        self._room: Any = None
 
     def ask(self, do: str, **given: Any) -> Answer:
-        """Do one of `start`, `kernel`, `peak`, `build`, `turn`, `trace`, `release`. Raises what that raises."""
+        """Do one of `start`, `kernel`, `peak`, `export`, `build`, `turn`, `trace`, `release`. Raises what that raises."""
         actions: dict[str, Callable[..., Answer]] = {
-            "start": self._start, "kernel": self._kernel, "peak": self._peak,
+            "start": self._start, "kernel": self._kernel, "peak": self._peak, "export": self._export,
             "build": self._build, "turn": self._turn, "trace": self._trace, "release": self._release,
         }  # fmt: skip
         return actions[do](**given)
 
+    @property
+    def room(self) -> Any:
+        """The framework's room, or the runtime's module, imported when it is first asked for."""
+        if self._room is None:
+            self._room = (runtimes if self.framework in runtimes.RUNTIMES else contract).load(self.framework)
+        return self._room
+
     def _start(self) -> Answer:
         started = perf_counter()
-        room = contract.load(self.framework)
-        self.create = room.contender
+        room = self.room
         return {"import_seconds": perf_counter() - started, "versions": room.versions()}
 
     def _kernel(self) -> Answer:
@@ -63,16 +71,27 @@ class Worker:
     def _peak(self) -> Answer:
         return {"flops": machine.peak_flops()}
 
-    def _build(self, key: str, case: Mapping[str, Any], weights: str, seed: int) -> Answer:
-        """Create the contender and make its first call."""
+    def _export(self, model: str, options: Mapping[str, Any], weights: str, path: str) -> Answer:
+        """Write these canonical weights as a model that runtimes read."""
         from safetensors.numpy import load_file
 
-        if self.create is None:
-            self._start()
-        assert self.create is not None
+        self.room.export_onnx(catalog.get_spec(model, **options), load_file(weights), Path(path))
+        return {}
+
+    def _create(self, spec: Spec, given: str, lane: str, mode: str) -> Contender:
+        """A lane from canonical weights, or a runtime's from the exported model."""
+        from safetensors.numpy import load_file
+
+        if self.framework in runtimes.RUNTIMES:
+            return self.room.contender(Path(given))  # type: ignore[no-any-return]
+        return self.room.contender(spec, load_file(given), lane, mode)  # type: ignore[no-any-return]
+
+    def _build(self, key: str, case: Mapping[str, Any], given: str, seed: int) -> Answer:
+        """Create the contender from the file `given` and make its first call."""
+        assert self.room, "imported before it is timed"
         spec = catalog.get_spec(case["model"], **case["options"])
         started = perf_counter()
-        contender = self.create(spec, load_file(weights), case["lane"], case["mode"])
+        contender = self._create(spec, given, case["lane"], case["mode"])
         built = perf_counter()
         held = Held(contender, case["mode"], (case["batch_size"], *spec.input_shape), spec.num_classes)
         batch = contender.stage(*self._batch(held, seed, 0))

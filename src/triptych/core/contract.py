@@ -302,12 +302,18 @@ def load(name: str) -> Any:
 
 def check_installed(name: str) -> None:
     """FrameworkMissing, with the exact pip line, unless the framework's libraries can be found; UsageError for an unknown name."""
+    reason = missing(name)
+    if reason is not None:
+        raise FrameworkMissing(reason)
+
+
+def missing(name: str) -> str | None:
+    """Why the framework `name` cannot run here, with the exact pip line; None when it can. UsageError for an unknown name."""
     row = framework(name)
-    missing = [need for need in row.needs if importlib.util.find_spec(need) is None]
-    if missing:
-        raise FrameworkMissing(
-            f"{row.title} is not installed ({', '.join(missing)} not found). Install it with: pip install 'triptych[{row.extra}]'"
-        )
+    absent = [need for need in row.needs if importlib.util.find_spec(need) is None]
+    if not absent:
+        return None
+    return f"{row.title} is not installed ({', '.join(absent)} not found). Install it with: pip install 'triptych[{row.extra}]'"
 
 
 def _triton_before_tensorflow() -> None:
@@ -343,5 +349,5 @@ def check_device(device: str) -> None:
 __all__ = [
     "DEFAULT_EXECUTION", "DEFAULT_LOADER", "DEVICES", "FRAMEWORKS", "PRECISIONS", "Converted", "Execution", "Forward", "Framework",
     "Gradients", "Loader", "Model", "Room", "Trainer", "TrainingState", "check_device", "check_installed", "check_precision", "framework",
-    "installed", "load",
+    "installed", "load", "missing",
 ]  # fmt: skip

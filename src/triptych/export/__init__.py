@@ -1,0 +1,1 @@
+"""Exported models, and the runtimes that they run in."""

@@ -1,0 +1,67 @@
+"""What a user might pick instead of a framework for inference: one module a runtime, which imports that library and no other.
+
+A module has `contender(model)`, the exported file ready to take turns in a benchmark, and `versions()`. Standard library only here.
+"""
+
+from __future__ import annotations
+
+import importlib
+import importlib.util
+import os
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from triptych.core.errors import FrameworkMissing
+
+if TYPE_CHECKING:
+    import numpy as np
+
+EXTRA = "runtimes"
+ONNX = ("onnx", "onnxscript")
+"""What PyTorch writes ONNX files with."""
+
+
+@dataclass(frozen=True, slots=True)
+class Runtime:
+    """One row of the table: how it is called, the libraries that it and the export to it need, and the module that runs it."""
+
+    name: str
+    title: str
+    needs: tuple[str, ...]
+    module: str
+
+
+RUNTIMES: dict[str, Runtime] = {
+    row.name: row
+    for row in (
+        Runtime("onnxruntime", "ONNX Runtime", ("onnxruntime", *ONNX), "triptych.export.runtimes.with_onnxruntime"),
+        Runtime("openvino", "OpenVINO", ("openvino", *ONNX), "triptych.export.runtimes.with_openvino"),
+    )
+}
+
+
+def missing(name: str) -> str | None:
+    """Why the runtime `name` cannot run here, with the exact pip line; None when it can."""
+    row = RUNTIMES[name]
+    absent = [need for need in row.needs if importlib.util.find_spec(need) is None]
+    if not absent:
+        return None
+    return f"{row.title} is not installed ({', '.join(absent)} not found). Install it with: pip install 'triptych[{EXTRA}]'"
+
+
+def load(name: str) -> Any:
+    """The module of the runtime `name`. FrameworkMissing, with the exact pip line, when its library is not installed."""
+    reason = missing(name)
+    if reason is not None:
+        raise FrameworkMissing(reason)
+    return importlib.import_module(RUNTIMES[name].module)
+
+
+def channels_first(images: np.ndarray, labels: np.ndarray) -> np.ndarray:
+    """The staging of every runtime: (N, H, W, C) -> (N, C, H, W), which is what PyTorch's model takes; labels are not used."""
+    return images.transpose(0, 3, 1, 2).copy()
+
+
+def threads() -> int:
+    """The number of threads set for every framework, which these libraries do not read themselves; 0, their own choice, when none is."""
+    return int(os.environ.get("OMP_NUM_THREADS", "0"))

@@ -1,0 +1,32 @@
+"""An ONNX file in OpenVINO, on the CPU."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import openvino
+
+from triptych.core.contender import Contender
+from triptych.export.runtimes import channels_first, threads
+
+
+def contender(model: Path) -> Contender:
+    """Inference as its documentation has it for lowest latency: a model compiled for the shape it is given, in full float32."""
+    core = openvino.Core()
+    settings = {"PERFORMANCE_HINT": "LATENCY", "INFERENCE_PRECISION_HINT": "f32", "INFERENCE_NUM_THREADS": threads()}
+    requests: dict[tuple[int, ...], openvino.InferRequest] = {}
+
+    def run(x: np.ndarray) -> np.ndarray:
+        if x.shape not in requests:
+            network = core.read_model(str(model))
+            network.reshape(x.shape)
+            requests[x.shape] = core.compile_model(network, "CPU", settings).create_infer_request()
+        return np.array(requests[x.shape].infer({"images": x})["logits"])
+
+    return Contender(channels_first, run, compiles=True, levers=("compiled for the batch", "latency hint"))
+
+
+def versions() -> dict[str, str]:
+    """The runtime's version."""
+    return {"openvino": openvino.__version__}
