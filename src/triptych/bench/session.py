@@ -87,7 +87,7 @@ def run(suite: Suite, command: str, work: Path, out: Path, progress: Progress) -
             progress(f"{spec.name}: proof")
             try:
                 proof = prove(spec, ours, suite.modes, work, progress)
-                if foreign and "inference" in suite.modes and contract.missing(EXPORTER) is None:
+                if foreign and "inference" in suite.modes and EXPORTER in available():
                     progress(f"{spec.name}: export")
                     proof = dataclasses.replace(proof, exported=exported(subject, proof, held))
             except TriptychError as error:

@@ -132,7 +132,8 @@ class ResNetSpec(_Spec):
     """A residual network for classification: ImageNet v1.5 (He et al. 2015 with the stride on the 3x3) or CIFAR (§4.2).
 
     `shortcut` says how a block that changes shape joins: `projection` (option B: 1x1 convolution + BatchNorm) or `pad`
-    (option A: subsample, then zero channels on both sides; no parameters).
+    (option A: subsample, then zero channels on both sides; no parameters). Without a `batch_norm` the convolutions have biases
+    in its place: what `core/folding.py` makes of a trained network.
     """
 
     name: str
@@ -140,7 +141,7 @@ class ResNetSpec(_Spec):
     stem: StemSpec
     stages: tuple[StageSpec, ...]
     shortcut: Literal["projection", "pad"]
-    batch_norm: BatchNormSpec
+    batch_norm: BatchNormSpec | None
     num_classes: int
     in_channels: int
     image_size: int
@@ -161,8 +162,9 @@ class ResNetSpec(_Spec):
 
     @property
     def branch_ends(self) -> frozenset[str]:
-        """The BatchNorm layers that end a residual branch."""
-        return frozenset(f"{block.name}.bn{2 if block.kind == 'basic' else 3}" for block in self.blocks())
+        """The BatchNorm layers that end a residual branch; none where it is folded."""
+        last = 2 if self.block == "basic" else 3
+        return frozenset(f"{block.name}.bn{last}" for block in self.blocks() if self.batch_norm is not None)
 
     def blocks(self) -> Iterator[BlockSpec]:
         """The residual blocks in execution order, named as torchvision names them (`layer1.0`, ...)."""
@@ -178,7 +180,10 @@ class ResNetSpec(_Spec):
 
     def layers(self) -> tuple[Layer, ...]:
         """The layer table, in execution order."""
-        return tuple(self._layers())
+        layers = tuple(self._layers())
+        if self.batch_norm is not None:
+            return layers
+        return tuple(dataclasses.replace(layer, bias=layer.op in ("conv", "linear")) for layer in layers if layer.op != "batch_norm")
 
     def _layers(self) -> Iterator[Layer]:
         stem, size = self.stem, self.image_size

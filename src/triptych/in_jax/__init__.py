@@ -10,7 +10,7 @@ import numpy as np
 from triptych.core.spec import Spec
 from triptych.in_jax.data import batches, decode, preprocess, resize
 from triptych.in_jax.faults import PLANTINGS
-from triptych.in_jax.lanes import contender
+from triptych.in_jax.lanes import contender, phases
 from triptych.in_jax.model import Model
 from triptych.in_jax.profile import annotate, operators, profile
 from triptych.in_jax.train import Trainer, create_trainer
@@ -28,5 +28,5 @@ def versions() -> dict[str, str]:
 
 __all__ = [
     "PLANTINGS", "Model", "Trainer", "annotate", "batches", "contender", "create_model", "create_trainer", "decode", "operators",
-    "preprocess", "profile", "resize", "versions",
+    "phases", "preprocess", "profile", "resize", "versions",
 ]  # fmt: skip

@@ -72,6 +72,14 @@ class BatchNorm(nn.Module):
         return y.astype(given)
 
 
+class Folded(nn.Module):
+    """What stands in the place of a BatchNorm that the convolution before it has taken in: nothing."""
+
+    def __call__(self, x: jax.Array, *, use_running_average: bool) -> jax.Array:
+        """Any shape -> itself."""
+        return x
+
+
 def batch_statistics(x: jax.Array) -> tuple[jax.Array, jax.Array]:
     """Mean and biased variance per channel, (C,) each: two passes, because E[x²] - E[x]² cancels."""
     axes = tuple(range(x.ndim - 1))

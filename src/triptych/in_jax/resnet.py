@@ -15,7 +15,7 @@ import jax
 import jax.numpy as jnp
 
 from triptych.core.spec import BlockSpec, ResNetSpec
-from triptych.in_jax.layers import BatchNorm, Conv, Dense, GlobalAveragePool, MaxPool, PadShortcut, ReLU, fast_convolution
+from triptych.in_jax.layers import BatchNorm, Conv, Dense, Folded, GlobalAveragePool, MaxPool, PadShortcut, ReLU, fast_convolution
 
 
 class Projection(nn.Module):
@@ -116,8 +116,9 @@ class ResNet(nn.Module):
     def __call__(self, x: jax.Array, *, train: bool = False) -> jax.Array:
         """(N, H, W, in_channels) -> (N, num_classes) logits."""
         spec, stem, kinds = self.spec, self.spec.stem, {"dtype": self.dtype, "param_dtype": self.param_dtype}
-        conv = functools.partial(Conv, **kinds, conv_general_dilated=fast_convolution if self.tuned else None)
-        norm = functools.partial(BatchNorm, spec.batch_norm.epsilon, spec.batch_norm.momentum, self.param_dtype, self.tuned)
+        given = spec.batch_norm
+        conv = functools.partial(Conv, **kinds, use_bias=given is None, conv_general_dilated=fast_convolution if self.tuned else None)
+        norm = Folded if given is None else functools.partial(BatchNorm, given.epsilon, given.momentum, self.param_dtype, self.tuned)
         x = conv(stem.width, (stem.kernel, stem.kernel), strides=stem.stride, padding=stem.padding, name="conv1")(x)
         x = norm(name="bn1")(x, use_running_average=not train)
         x = ReLU(name="relu")(x)

@@ -12,9 +12,11 @@ from torch.nn import functional as F
 from triptych.core.spec import BatchNormSpec
 
 
-def convolution(in_channels: int, out_channels: int, kernel: int, stride: int = 1, padding: int | None = None) -> nn.Conv2d:
-    """A convolution without bias (BatchNorm follows), padded symmetrically; by default as much as keeps the size at stride 1."""
-    return nn.Conv2d(in_channels, out_channels, kernel, stride, kernel // 2 if padding is None else padding, bias=False)
+def convolution(
+    in_channels: int, out_channels: int, kernel: int, stride: int = 1, padding: int | None = None, *, norm: BatchNormSpec | None
+) -> nn.Conv2d:
+    """A convolution with a bias unless BatchNorm follows, padded symmetrically; by default as much as keeps the size at stride 1."""
+    return nn.Conv2d(in_channels, out_channels, kernel, stride, kernel // 2 if padding is None else padding, bias=norm is None)
 
 
 class BatchNorm2d(nn.BatchNorm2d):
@@ -47,8 +49,10 @@ class BatchNorm2d(nn.BatchNorm2d):
         self.running_var.lerp_(var * (count / (count - 1)), self.momentum)
 
 
-def batch_norm(channels: int, spec: BatchNormSpec) -> BatchNorm2d:
+def batch_norm(channels: int, spec: BatchNormSpec | None) -> nn.Module:
     """PyTorch's BatchNorm is the canonical one: two-pass variance, unbiased running variance, momentum weighs the new."""
+    if spec is None:
+        return nn.Identity()
     return BatchNorm2d(channels, eps=spec.epsilon, momentum=spec.momentum)
 
 

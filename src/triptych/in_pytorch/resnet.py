@@ -17,12 +17,12 @@ class BasicBlock(nn.Module):
     (N, in_channels, H, W) -> (N, out_channels, H / stride, W / stride).
     """
 
-    def __init__(self, spec: BlockSpec, norm: BatchNormSpec) -> None:
+    def __init__(self, spec: BlockSpec, norm: BatchNormSpec | None) -> None:
         super().__init__()
-        self.conv1 = convolution(spec.in_channels, spec.width, kernel=3, stride=spec.stride)
+        self.conv1 = convolution(spec.in_channels, spec.width, kernel=3, stride=spec.stride, norm=norm)
         self.bn1 = batch_norm(spec.width, norm)
         self.relu1 = relu()
-        self.conv2 = convolution(spec.width, spec.out_channels, kernel=3)
+        self.conv2 = convolution(spec.width, spec.out_channels, kernel=3, norm=norm)
         self.bn2 = batch_norm(spec.out_channels, norm)
         self.downsample = shortcut(spec, norm)
         self.relu2 = relu()
@@ -39,15 +39,15 @@ class Bottleneck(nn.Module):
     (N, in_channels, H, W) -> (N, out_channels, H / stride, W / stride).
     """
 
-    def __init__(self, spec: BlockSpec, norm: BatchNormSpec) -> None:
+    def __init__(self, spec: BlockSpec, norm: BatchNormSpec | None) -> None:
         super().__init__()
-        self.conv1 = convolution(spec.in_channels, spec.width, kernel=1)
+        self.conv1 = convolution(spec.in_channels, spec.width, kernel=1, norm=norm)
         self.bn1 = batch_norm(spec.width, norm)
         self.relu1 = relu()
-        self.conv2 = convolution(spec.width, spec.width, kernel=3, stride=spec.stride)
+        self.conv2 = convolution(spec.width, spec.width, kernel=3, stride=spec.stride, norm=norm)
         self.bn2 = batch_norm(spec.width, norm)
         self.relu2 = relu()
-        self.conv3 = convolution(spec.width, spec.out_channels, kernel=1)
+        self.conv3 = convolution(spec.width, spec.out_channels, kernel=1, norm=norm)
         self.bn3 = batch_norm(spec.out_channels, norm)
         self.downsample = shortcut(spec, norm)
         self.relu3 = relu()
@@ -59,14 +59,14 @@ class Bottleneck(nn.Module):
         return self.relu3(out + self.downsample(x))
 
 
-def shortcut(spec: BlockSpec, norm: BatchNormSpec) -> nn.Module:
+def shortcut(spec: BlockSpec, norm: BatchNormSpec | None) -> nn.Module:
     """What carries a block's input around it: nothing at all, a padded subsample (option A) or a projection (option B)."""
     if spec.shortcut == "identity":
         return nn.Identity()
     if spec.shortcut == "pad":
         return PadShortcut(spec.in_channels, spec.out_channels, spec.stride)
     return nn.Sequential(
-        convolution(spec.in_channels, spec.out_channels, kernel=1, stride=spec.stride),
+        convolution(spec.in_channels, spec.out_channels, kernel=1, stride=spec.stride, norm=norm),
         batch_norm(spec.out_channels, norm),
     )
 
@@ -80,7 +80,7 @@ class ResNet(nn.Module):
     def __init__(self, spec: ResNetSpec) -> None:
         super().__init__()
         stem, norm = spec.stem, spec.batch_norm
-        self.conv1 = convolution(spec.in_channels, stem.width, stem.kernel, stem.stride, stem.padding)
+        self.conv1 = convolution(spec.in_channels, stem.width, stem.kernel, stem.stride, stem.padding, norm=norm)
         self.bn1 = batch_norm(stem.width, norm)
         self.relu = relu()
         pool = stem.max_pool

@@ -26,7 +26,7 @@ def resnet(spec: ResNetSpec, dtype: str = "float32") -> keras.Model:
 
 def stem(x: KerasTensor, spec: ResNetSpec) -> KerasTensor:
     """Convolution, BatchNorm, ReLU, and for ImageNet a max-pool."""
-    x = conv(x, spec.stem.width, spec.stem.kernel, spec.stem.stride, spec.stem.padding, "conv1")
+    x = conv(x, spec.stem.width, spec.stem.kernel, spec.stem.stride, spec.stem.padding, "conv1", spec.batch_norm)
     x = relu(norm(x, spec.batch_norm, "bn1"), "relu")
     pool = spec.stem.max_pool
     if pool is None:
@@ -34,7 +34,7 @@ def stem(x: KerasTensor, spec: ResNetSpec) -> KerasTensor:
     return PaddedMaxPooling2D(pool.kernel, strides=pool.stride, padding=pool.padding, dtype=x.dtype, name="maxpool")(x)
 
 
-def residual_block(x: KerasTensor, block: BlockSpec, batch_norm: BatchNormSpec) -> KerasTensor:
+def residual_block(x: KerasTensor, block: BlockSpec, batch_norm: BatchNormSpec | None) -> KerasTensor:
     """relu(residual(x) + shortcut(x)), Figures 2 and 5 of the paper."""
     residual = {"basic": basic, "bottleneck": bottleneck}[block.kind](x, block, batch_norm)
     joined = layers.Add(dtype=x.dtype, name=f"{block.name}.add")([residual, shortcut(x, block, batch_norm)])
@@ -46,43 +46,44 @@ def last_layer(block: BlockSpec) -> str:
     return f"{block.name}.relu{2 if block.kind == 'basic' else 3}"
 
 
-def basic(x: KerasTensor, block: BlockSpec, batch_norm: BatchNormSpec) -> KerasTensor:
+def basic(x: KerasTensor, block: BlockSpec, batch_norm: BatchNormSpec | None) -> KerasTensor:
     """3x3, 3x3."""
-    x = conv(x, block.width, 3, block.stride, 1, f"{block.name}.conv1")
+    x = conv(x, block.width, 3, block.stride, 1, f"{block.name}.conv1", batch_norm)
     x = relu(norm(x, batch_norm, f"{block.name}.bn1"), f"{block.name}.relu1")
-    x = conv(x, block.out_channels, 3, 1, 1, f"{block.name}.conv2")
+    x = conv(x, block.out_channels, 3, 1, 1, f"{block.name}.conv2", batch_norm)
     return norm(x, batch_norm, f"{block.name}.bn2")
 
 
-def bottleneck(x: KerasTensor, block: BlockSpec, batch_norm: BatchNormSpec) -> KerasTensor:
+def bottleneck(x: KerasTensor, block: BlockSpec, batch_norm: BatchNormSpec | None) -> KerasTensor:
     """1x1, 3x3, 1x1. v1.5: the stride sits on the 3x3; `keras.applications` has v1, with the stride on the first 1x1 (numerics 10)."""
-    x = conv(x, block.width, 1, 1, 0, f"{block.name}.conv1")
+    x = conv(x, block.width, 1, 1, 0, f"{block.name}.conv1", batch_norm)
     x = relu(norm(x, batch_norm, f"{block.name}.bn1"), f"{block.name}.relu1")
-    x = conv(x, block.width, 3, block.stride, 1, f"{block.name}.conv2")
+    x = conv(x, block.width, 3, block.stride, 1, f"{block.name}.conv2", batch_norm)
     x = relu(norm(x, batch_norm, f"{block.name}.bn2"), f"{block.name}.relu2")
-    x = conv(x, block.out_channels, 1, 1, 0, f"{block.name}.conv3")
+    x = conv(x, block.out_channels, 1, 1, 0, f"{block.name}.conv3", batch_norm)
     return norm(x, batch_norm, f"{block.name}.bn3")
 
 
-def shortcut(x: KerasTensor, block: BlockSpec, batch_norm: BatchNormSpec) -> KerasTensor:
+def shortcut(x: KerasTensor, block: BlockSpec, batch_norm: BatchNormSpec | None) -> KerasTensor:
     """The input itself, projected (option B) or padded with zero channels (option A) where the shape changes."""
     if block.shortcut == "identity":
         return x
     if block.shortcut == "pad":
         return PadShortcut(block.out_channels, strides=block.stride, dtype=x.dtype, name=f"{block.name}.downsample")(x)
-    x = conv(x, block.out_channels, 1, block.stride, 0, f"{block.name}.downsample.0")
+    x = conv(x, block.out_channels, 1, block.stride, 0, f"{block.name}.downsample.0", batch_norm)
     return norm(x, batch_norm, f"{block.name}.downsample.1")
 
 
-def conv(x: KerasTensor, filters: int, kernel: int, stride: int, padding: int, name: str) -> KerasTensor:
-    """A convolution without bias, since a BatchNorm follows."""
-    return PaddedConv2D(
-        filters, kernel, strides=stride, padding=padding, use_bias=False, kernel_initializer="zeros", dtype=x.dtype, name=name
-    )(x)
+def conv(x: KerasTensor, filters: int, kernel: int, stride: int, padding: int, name: str, batch_norm: BatchNormSpec | None) -> KerasTensor:
+    """A convolution, with a bias unless a BatchNorm follows."""
+    options = {"use_bias": batch_norm is None, "kernel_initializer": "zeros", "dtype": x.dtype, "name": name}
+    return PaddedConv2D(filters, kernel, strides=stride, padding=padding, **options)(x)
 
 
-def norm(x: KerasTensor, spec: BatchNormSpec, name: str) -> KerasTensor:
-    """BatchNorm with the spec's constants."""
+def norm(x: KerasTensor, spec: BatchNormSpec | None, name: str) -> KerasTensor:
+    """BatchNorm with the spec's constants; nothing where it is folded."""
+    if spec is None:
+        return x
     return BatchNormalization(epsilon=spec.epsilon, momentum=spec.momentum, dtype=x.dtype, name=name)(x)
 
 
