@@ -16,7 +16,7 @@ from triptych.bench.turns import Entry, Group, run_group
 from triptych.cli import main
 from triptych.core.errors import InputRefused
 
-BUILT = {"build_seconds": 0.1, "first_call_seconds": 1.0, "compiles": True, "levers": [], "unequal": None, "macs": None}
+BUILT = {"build_seconds": 0.1, "first_call_seconds": 1.0, "phases": {}, "compiles": True, "levers": [], "unequal": None, "macs": None}
 
 
 def synthetic(

@@ -36,6 +36,9 @@ def test_frameworks_take_turns_and_agree_while_they_are_timed(lab: Any, mode: st
         assert 0.0 < row["interval"][0] <= row["median"] <= row["interval"][1]
         assert (row["n"], row["p90"]) == (10, None)
         assert row["compile_seconds"] == 0.0 or row["framework"] != "pytorch"
+        assert row["trace_seconds"] > 0.0 if row["framework"] != "pytorch" else row["trace_seconds"] == row["backend_seconds"] == 0.0
+        assert (row["backend_seconds"] or 0.0) > 0.0 or row["framework"] != "jax"
+        assert row["joules_per_image"] is None or row["joules_per_image"] > 0.0
         assert row["peak_memory_bytes"] is None or row["peak_memory_bytes"] > 2**20
     pairs = len(FRAMEWORKS) * (len(FRAMEWORKS) - 1) // 2
     assert len(made["groups"][0]["comparisons"]) == pairs

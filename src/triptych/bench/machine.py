@@ -14,6 +14,7 @@ import numpy as np
 KERNEL, KERNEL_REPEATS = 384, 5
 """The calibration kernel: a product of two float32 matrices of this size, the median of so many."""
 PEAK, PEAK_SECONDS = 1024, 1.0
+POWERCAP = Path("/sys/class/powercap")
 KERNEL_LIMIT, STEAL_LIMIT, PRESSURE_LIMIT = 1.25, 0.01, 0.10
 """A round is marked noisy when the kernel took so many times its median, or the machine withheld or contended its cores that long."""
 
@@ -109,6 +110,32 @@ def peak_memory() -> int | None:
 def _status(name: str) -> int | None:
     found = re.search(rf"^{name}:\s+(\d+) kB", _read("/proc/self/status"), re.M)
     return int(found[1]) * 1024 if found else None
+
+
+def energy(folder: Path = POWERCAP) -> dict[str, tuple[int, int]] | None:
+    """Running totals of the processor packages (RAPL): their counters in microjoules and where each begins anew; None without counters."""
+    found = {}
+    for zone in sorted(folder.glob("intel-rapl:[0-9]*")):
+        counter, end = (_read(zone / name).strip() for name in ("energy_uj", "max_energy_range_uj"))
+        if ":" not in zone.name.partition(":")[2] and counter.isdigit() and end.isdigit():  # a zone within a package counts twice
+            found[zone.name] = int(counter), int(end)
+    return found or None
+
+
+def joules(before: dict[str, tuple[int, int]] | None, after: dict[str, tuple[int, int]] | None) -> float | None:
+    """What all packages used between two `energy`, whoever used it; None without counters."""
+    if before is None or after is None or before.keys() != after.keys():
+        return None
+    return sum((after[zone][0] - counter) % (end + 1) for zone, (counter, end) in before.items()) / 1e6
+
+
+def energy_source(folder: Path = POWERCAP) -> str:
+    """What tells the energy, or why nothing does."""
+    if not folder.is_dir():
+        return f"n/a: {folder} does not exist: no counters, or a virtual machine that shows none"
+    if energy(folder) is None:
+        return f"n/a: no counter of a processor package can be read in {folder}; Linux lets only root read energy_uj"
+    return f"RAPL counters of the processor packages in {folder}, idle power and other processes included"
 
 
 def cores(wanted: int | None) -> list[int]:

@@ -36,6 +36,8 @@ class Entry:
     built: dict[str, Any] = field(default_factory=dict)
     checks: Checks | None = None
     turns: list[list[float]] = field(default_factory=list)
+    joules: list[float] = field(default_factory=list)
+    """Of every step, where the machine has counters."""
     peaks: list[int] = field(default_factory=list)
     residents: list[int] = field(default_factory=list)
 
@@ -123,6 +125,7 @@ def _round(
         (group.twin if second else entry.turns).append(answer["seconds"])
         if not second:
             seen.append((entry, answer))
+            entry.joules += [each for each in answer["joules"] if each is not None]
             entry.peaks += [answer["peak_bytes"]] if answer["peak_bytes"] else []
             entry.residents += [answer["resident_bytes"]] if answer["resident_bytes"] else []
     if check:

@@ -5,6 +5,7 @@ It builds contenders, times their turns by its own clock, and answers only when 
 
 from __future__ import annotations
 
+import contextlib
 import gc
 import json
 import os
@@ -90,39 +91,43 @@ class Worker:
         """Create the contender from the file `given` and make its first call."""
         assert self.room, "imported before it is timed"
         spec = catalog.get_spec(case["model"], **case["options"])
-        started = perf_counter()
-        contender = self._create(spec, given, case["lane"], case["mode"])
-        built = perf_counter()
-        held = Held(contender, case["mode"], (case["batch_size"], *spec.input_shape), spec.num_classes)
-        batch = contender.stage(*self._batch(held, seed, 0))
-        staged = perf_counter()
-        contender.run(batch)
-        first = perf_counter() - staged
+        with contextlib.nullcontext({}) if self.framework in runtimes.RUNTIMES else self.room.phases() as phases:
+            started = perf_counter()
+            contender = self._create(spec, given, case["lane"], case["mode"])
+            built = perf_counter()
+            held = Held(contender, case["mode"], (case["batch_size"], *spec.input_shape), spec.num_classes)
+            batch = contender.stage(*self._batch(held, seed, 0))
+            staged = perf_counter()
+            contender.run(batch)
+            first = perf_counter() - staged
         self.held[key] = held
         return {
-            "build_seconds": built - started, "first_call_seconds": first, "compiles": contender.compiles, "levers": list(contender.levers),
-            "unequal": contender.unequal, "macs": contender.macs,
+            "build_seconds": built - started, "first_call_seconds": first, "phases": phases, "compiles": contender.compiles,
+            "levers": list(contender.levers), "unequal": contender.unequal, "macs": contender.macs,
         }  # fmt: skip
 
     def _turn(self, key: str, number: int, seed: int, steps: int = 1, check: bool = False) -> Answer:
-        """Seconds of each of `steps` steps, on images of their own, numbered from `number` on; peak and growth of memory meanwhile.
+        """Seconds and joules of each of `steps` steps, on images of their own, numbered from `number` on; peak and growth of memory.
 
         With `check` the first step starts from the first weights, and its outputs are told: logits; or the loss, and the loss of another
         step on the same images, which shows what the first did to the weights.
         """
-        held, seconds, outputs = self.held[key], [], None
+        held, seconds, joules, outputs = self.held[key], [], [], None
         if check:
             held.contender.reset()
         resident = machine.begin_memory_phase()
         for step in range(steps):
             batch = held.contender.stage(*self._batch(held, seed, number + step))
+            energy = machine.energy()
             started = perf_counter()
             output = held.contender.run(batch)
             seconds.append(perf_counter() - started)
+            joules.append(machine.joules(energy, machine.energy()))
             if check and step == 0:
                 outputs = [output] if held.mode == "inference" else [output, held.contender.run(batch)]
         return {
             "seconds": seconds,
+            "joules": joules,
             "resident_bytes": resident,
             "peak_bytes": None if resident is None else machine.peak_memory(),
             "outputs": None if outputs is None else [np.asarray(each, np.float64).tolist() for each in outputs],

@@ -33,7 +33,7 @@ def bench_command(
     what: tuple[str, ...], frameworks: str | None, lanes: str | None, modes: str | None, batch_sizes: str | None, rounds: int | None,
     threads: int | None, seed: int | None, out: Path | None, work: Path, dry_run: bool, as_json: bool,
 ) -> None:  # fmt: skip
-    """Time SUITE (quick, resnet50, or a .yaml file): our lanes only with a proof, in interleaved turns, with intervals of paired ratios.
+    """Time SUITE (quick, resnet50, inference, or a .yaml file): ours only with a proof, in interleaved turns; intervals of paired ratios.
 
     Exit code 4: a proof failed or outputs strayed; 1: another case failed; either way the record holds all rows. `compare`: 6 when
     something became slower, 5 when the records cannot tell.

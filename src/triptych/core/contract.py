@@ -273,6 +273,10 @@ class Room(Protocol):
         """A lane to be timed (`core.contender`), in float32 on the CPU, with these weights; LaneMissing when there is none."""
         ...
 
+    def phases(self) -> contextlib.AbstractContextManager[dict[str, float]]:
+        """While open, the framework's own clock of a first call: on the way out seconds of `trace`, and of `compile` where it tells."""
+        ...
+
     def versions(self) -> dict[str, str]:
         """Versions of the libraries under this room."""
         ...

@@ -63,6 +63,14 @@ SIMD = {
 # Measured tables (`.json`) are not code: what depends on one names it.
 SOURCE_SUFFIXES = (".py", ".npz", ".j2", ".css")
 
+NOT_INHERITED = frozenset({"OPENBLAS_CORETYPE", "OPENBLAS_L2_SIZE"})
+"""What no worker inherits: with another processor's kernels numpy's products, the measured peak, were a quarter of a machine's."""
+
+
+def inherited() -> dict[str, str]:
+    """The environment variables that a worker process starts from."""
+    return {name: value for name, value in os.environ.items() if name not in NOT_INHERITED}
+
 
 def environment() -> dict[str, Any]:
     """The environment as plain data for JSON."""

@@ -142,7 +142,7 @@ def _started(asked: dict[str, Any], files: list[int]) -> subprocess.Popen[bytes]
             os.sched_setaffinity(0, asked["cores"])
         return subprocess.Popen(
             command(asked["module"], asked["arguments"]), stdin=files[0], stdout=files[1], stderr=files[2], cwd=asked["directory"],
-            env={**os.environ, **asked["settings"]},
+            env=environment.inherited() | asked["settings"],
         )  # fmt: skip
     finally:
         for descriptor in files:

@@ -61,5 +61,5 @@ def start(
         return hosts.start(module, framework, arguments, settings=settings, log=log, stdin=stdin, stdout=stdout, cores=bound)
     return subprocess.Popen(
         command(module, arguments), stdin=subprocess.PIPE if stdin else subprocess.DEVNULL, stdout=subprocess.PIPE if stdout else log,
-        stderr=log, env={**os.environ, **settings}, preexec_fn=(lambda: os.sched_setaffinity(0, cores)) if cores else None,
+        stderr=log, env=environment.inherited() | dict(settings), preexec_fn=(lambda: os.sched_setaffinity(0, cores)) if cores else None,
     )  # fmt: skip
