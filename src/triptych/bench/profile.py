@@ -106,7 +106,7 @@ def _row(request: Request, framework: str, weights: Path, out: Path, progress: P
     try:
         progress(f"{framework}: import and first call")
         versions = worker.ask("start")["versions"]
-        built = worker.ask("build", key=KEY, case=case.to_json(), weights=str(weights), seed=0)
+        built = worker.ask("build", key=KEY, case=case.to_json(), given=str(weights), seed=0)
         progress(f"{framework}: {request.repeats} steps with the profiler, {request.repeats} without")
         given = {"data": request.data, "directory": str(directory), "repeats": request.repeats}
         found = worker.ask("trace", key=KEY, case=case.to_json(), **given)
