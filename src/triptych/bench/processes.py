@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import select
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -30,14 +31,21 @@ class Asked(Protocol):
 
 
 class Process:
-    """A worker in a process of its own. `ask` raises Failed for whatever went wrong there; a process that ended stays ended."""
+    """A worker in a process of its own: `triptych.bench.worker`, or what `command` runs.
 
-    def __init__(self, framework: str, log: Path, settings: dict[str, str], cores: list[int], limit_seconds: float) -> None:
+    `ask` raises Failed for whatever went wrong there; a process that ended stays ended.
+    """
+
+    def __init__(
+        self, framework: str, log: Path, settings: dict[str, str], cores: list[int], limit_seconds: float, command: Sequence[str] = ()
+    ) -> None:
         self.framework, self.log, self.limit = framework, log, limit_seconds
         with log.open("wb") as errors:
-            self._process = workers.start(
-                "triptych.bench.worker", framework, [framework], settings=settings, log=errors, stdin=True, stdout=True, cores=cores
-            )
+            pipes = {"settings": settings, "log": errors, "stdin": True, "stdout": True, "cores": cores}
+            if command:
+                self._process: workers.Process = workers.start_here(command, **pipes)
+            else:
+                self._process = workers.start("triptych.bench.worker", framework, [framework], **pipes)
 
     def ask(self, do: str, **given: Any) -> dict[str, Any]:
         """Ask, and wait for the answer."""

@@ -59,7 +59,15 @@ def start(
     if framework in hosts.table():
         bound = cores or sorted(os.sched_getaffinity(0))
         return hosts.start(module, framework, arguments, settings=settings, log=log, stdin=stdin, stdout=stdout, cores=bound)
+    return start_here(command(module, arguments), settings=settings, log=log, stdin=stdin, stdout=stdout, cores=cores)
+
+
+def start_here(
+    line: Sequence[str], *, settings: Mapping[str, str], log: IO[bytes], stdin: bool = False, stdout: bool = False,
+    cores: Sequence[int] = (),
+) -> subprocess.Popen[bytes]:  # fmt: skip
+    """Start a command line as a child of this process, as `start` does."""
     return subprocess.Popen(
-        command(module, arguments), stdin=subprocess.PIPE if stdin else subprocess.DEVNULL, stdout=subprocess.PIPE if stdout else log,
-        stderr=log, env=environment.inherited() | dict(settings), preexec_fn=(lambda: os.sched_setaffinity(0, cores)) if cores else None,
+        line, stdin=subprocess.PIPE if stdin else subprocess.DEVNULL, stdout=subprocess.PIPE if stdout else log, stderr=log,
+        env=environment.inherited() | dict(settings), preexec_fn=(lambda: os.sched_setaffinity(0, cores)) if cores else None,
     )  # fmt: skip

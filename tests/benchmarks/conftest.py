@@ -1,0 +1,8 @@
+"""The measuring scripts import each other by plain names, from their own folder."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).parents[2] / "benchmarks"))
