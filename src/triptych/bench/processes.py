@@ -41,11 +41,14 @@ class Process:
     ) -> None:
         self.framework, self.log, self.limit = framework, log, limit_seconds
         with log.open("wb") as errors:
-            pipes = {"settings": settings, "log": errors, "stdin": True, "stdout": True, "cores": cores}
             if command:
-                self._process: workers.Process = workers.start_here(command, **pipes)
+                self._process: workers.Process = workers.start_here(
+                    command, settings=settings, log=errors, stdin=True, stdout=True, cores=cores
+                )
             else:
-                self._process = workers.start("triptych.bench.worker", framework, [framework], **pipes)
+                self._process = workers.start(
+                    "triptych.bench.worker", framework, [framework], settings=settings, log=errors, stdin=True, stdout=True, cores=cores
+                )
 
     def ask(self, do: str, **given: Any) -> dict[str, Any]:
         """Ask, and wait for the answer."""
