@@ -35,6 +35,8 @@ def passes(groups: list[Group], batch_size: int, canvas: Canvas) -> Figure:
     figure = Figure(figsize=(canvas.width, 1.9 * max(1, len(panels) // 3 + (len(panels) % 3 > 0)) + 0.3), layout="constrained")
     rows = -(-len(panels) // 3)
     every = figure.subplots(rows, 3, squeeze=False, sharey=True).ravel()
+    for unused in every[len(panels) :]:
+        unused.set_visible(False)
     for axes, group in zip(every, panels, strict=False):
         setting = group["setting"]
         for y, lane in enumerate(TITLES):
@@ -53,26 +55,28 @@ def passes(groups: list[Group], batch_size: int, canvas: Canvas) -> Figure:
 
 def by_batch(groups: list[Group], workload: str, canvas: Canvas) -> Figure:
     """A panel a framework, compiled: milliseconds an example of each way, over batch sizes, from zero."""
-    mine = chosen(groups, workload=workload)
+    mine, highest = chosen(groups, workload=workload), 0.0
     figure = Figure(figsize=(canvas.width, 2.6), layout="constrained")
     every = figure.subplots(1, len(COMPILED), sharey=True)
     sizes = [group["setting"]["batch_size"] for group in mine]
     for axes, (framework, mode) in zip(every, COMPILED.items(), strict=True):
+        look: dict[str, Any] = {"color": INKS[framework], "marker": "o", "ms": 3, "lw": 1.6}
         for way, dashes in WAYS.items():
             points = [(size, median(group, f"{framework}/{mode} {way}")) for size, group in zip(sizes, mine, strict=True)]
             shown = [(size, 1e3 * value / size) for size, value in points if value is not None]
-            axes.plot([s for s, _ in shown], [v for _, v in shown], color=INKS[framework], ls=dashes, marker="o", ms=3, lw=1.6, label=way)
+            axes.plot([size for size, _ in shown], [value for _, value in shown], ls=dashes, label=way, **look)
+            highest = max([highest, *(value for _, value in shown)])
         axes.set_title(f"{TITLES[f'{framework}/{mode}'].replace('`', '')}: ms an example", loc="left")
         doubling(axes, sizes)
         axes.set_xlabel("batch size")
         axes.legend(frameon=False, fontsize=7, labelcolor=INKS["ink"], handlelength=2.6, loc="lower left")
+    every[0].set_ylim(0, 1.05 * highest or 1.0)
     return figure
 
 
 def doubling(axes: Axes, sizes: Sequence[int]) -> None:
-    """Batch sizes on a logarithmic scale, ticks at those that were measured; milliseconds from zero."""
+    """Batch sizes on a logarithmic scale, ticks at those that were measured; milliseconds"""
     axes.set_xscale("log")
-    axes.set_ylim(bottom=0)
     axes.xaxis.set_major_locator(FixedLocator(sorted(set(sizes))))
     axes.xaxis.set_minor_locator(NullLocator())
     axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
