@@ -238,6 +238,7 @@ def test_the_command_beside_a_training_trains_the_same(settings):
     assert (given["epochs"], given["batch_size"]) == (settings.epochs, job.recipe.global_batch_size)
     assert (given["learning_rate"], given["precision"]) == (job.recipe.schedule.peak, job.precision)
     assert (given["label_smoothing"], given["ema"]) == (job.recipe.label_smoothing, job.recipe.ema_decay)
+    assert given["pad_crop"] == job.transforms.pad_crop
     assert (given["weight_decay"], given["seed"] or 0) == (job.recipe.optimizer.weight_decay, job.recipe.seed)
 
 

@@ -25,6 +25,7 @@ STANDARD = (
     "weight_decay",
     "label_smoothing",
     "ema",
+    "pad_crop",
     "precision",
     "checkpoint_every",
 )
@@ -46,6 +47,7 @@ STANDARD = (
 @click.option("--weight-decay", type=float, default=5e-4, show_default=True)
 @click.option("--label-smoothing", type=click.FloatRange(0.0, 1.0, max_open=True), default=0.0, show_default=True)
 @click.option("--ema", type=click.FloatRange(0.0, 1.0, max_open=True), help="Decay of a moving average of the weights.")
+@click.option("--pad-crop", type=click.IntRange(min=0), default=0, show_default=True, help="Crop images padded by so many pixels.")
 @click.option("--precision", type=click.Choice(contract.PRECISIONS), default="float32", show_default=True)
 @click.option("--checkpoint-every", type=click.IntRange(min=1), help="Save the whole training state every so many steps.")
 @click.option("--device", type=click.Choice(contract.DEVICES), help="Without it, the recipe's; auto for a model.")
@@ -125,8 +127,9 @@ def _from_recipe(name: str, overrides: tuple[str, ...], data: str | None, device
 
 def _standard(
     model: str, data: str, device: str, seed: int, epochs: float, batch_size: int, learning_rate: float, warmup_epochs: float,
-    weight_decay: float, label_smoothing: float, ema: float | None, precision: str, checkpoint_every: int | None,
+    weight_decay: float, label_smoothing: float, ema: float | None, pad_crop: int, precision: str, checkpoint_every: int | None,
 ) -> Job:  # fmt: skip
+    from triptych.core.preprocess import Transforms
     from triptych.core.recipe import SGD
     from triptych.data import open_source
     from triptych.training.job import Intervals, Job, standard_recipe
@@ -141,6 +144,7 @@ def _standard(
         samples=samples, epochs=epochs, batch_size=batch_size, peak=learning_rate, warmup_epochs=warmup_epochs, seed=seed,
         optimizer=SGD(weight_decay=weight_decay), label_smoothing=label_smoothing, ema_decay=ema,
     )  # fmt: skip
-    job = Job(model, data, recipe, steps, precision, device, intervals=Intervals(checkpoint=checkpoint_every))
+    transforms = Transforms(pad_crop=pad_crop)
+    job = Job(model, data, recipe, steps, precision, device, transforms=transforms, intervals=Intervals(checkpoint=checkpoint_every))
     job.spec(source)
     return job

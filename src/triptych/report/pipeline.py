@@ -27,6 +27,7 @@ from safetensors.numpy import load_file
 from triptych.core import catalog, environment, workers
 from triptych.core.difference import scaled_error
 from triptych.core.errors import StorageError, UsageError
+from triptych.core.preprocess import Transforms
 from triptych.data import open_source
 from triptych.parity import certify, faults, planting
 from triptych.parity.observation import write_json
@@ -59,21 +60,25 @@ class Settings:
     peak: float = 0.1
     label_smoothing: float = 0.1
     ema: float | None = None
+    pad_crop: int = 0
     compare_weights: bool = False
 
     @property
     def command(self) -> str:
         """The command that trains the same."""
         ema = "" if self.ema is None else f"--ema {self.ema:g} "
+        crop = f"--pad-crop {self.pad_crop} " if self.pad_crop else ""
         return (
             f"triptych train {TRAINED} --framework all --data {DATA} --epochs {self.epochs:g} --batch-size {self.batch_size} "
-            f"--learning-rate {self.peak:g} --label-smoothing {self.label_smoothing:g} {ema}"
+            f"--learning-rate {self.peak:g} --label-smoothing {self.label_smoothing:g} {ema}{crop}"
             f"--precision {self.precision} --out RUN"
         )
 
 
-# Judged by the moving average, which rounding moves less than the last weights: by an image or two of 898, where 0.5 points are four.
-FULL = Settings("training", epochs=8, precision="float32", batch_size=32, ema=0.98)
+# What rounding alone does must be small beside the 0.5 points, four images of 898, that the frameworks may be apart. So it is the moving
+# average that is judged, and the digits are shifted: five runs of PyTorch that differ by one unit in the last place got 887 to 889 images
+# right; without the shifts, at 8 epochs, six got 884 to 891.
+FULL = Settings("training", epochs=12, precision="float32", batch_size=32, ema=0.98, pad_crop=4)
 SHORT = Settings("short_training", epochs=0.5, precision="float64", compare_weights=True)
 
 
@@ -238,7 +243,8 @@ def _job(settings: Settings) -> Job:
         samples=samples, epochs=settings.epochs, batch_size=settings.batch_size, peak=settings.peak,
         label_smoothing=settings.label_smoothing, ema_decay=settings.ema,
     )  # fmt: skip
-    return Job(TRAINED, DATA, recipe, steps, settings.precision, keep_sketches=settings.compare_weights)
+    transforms = Transforms(pad_crop=settings.pad_crop)
+    return Job(TRAINED, DATA, recipe, steps, settings.precision, transforms=transforms, keep_sketches=settings.compare_weights)
 
 
 def _one_ulp(frameworks: tuple[str, ...]) -> str:
