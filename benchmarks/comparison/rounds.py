@@ -8,7 +8,7 @@ import random
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 
@@ -16,21 +16,13 @@ from comparison import proof
 from comparison.setting import MODES, Setting
 from comparison.worker import read
 from triptych.bench import machine
-from triptych.bench.processes import Process, settings
+from triptych.bench.processes import Asked, Process, settings
 
 TURN_SECONDS = 0.1
 """A turn is as many calls as fill this, so that short ones are not lost in the clock."""
 LIMIT_SECONDS = 1200.0
 PROVEN_MODES = {"jax": ("jit",), "pytorch": ("eager",), "tensorflow": ("function",)}
 """Modes that compute in float64, too; the others are held to these in float32."""
-
-
-class Asked(Protocol):
-    """A worker, here or in a process of its own."""
-
-    def ask(self, do: str, **given: Any) -> dict[str, Any]:
-        """`worker.Worker.ask`."""
-        ...
 
 
 @contextlib.contextmanager

@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 import gc
-import json
-import os
-import sys
 from pathlib import Path
 from time import perf_counter, process_time
 from typing import Any
@@ -13,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from comparison.setting import MODES, Arrays, Frame, Lane, Setting, frame
+from triptych.bench.processes import answer_all
 from triptych.core.difference import sketch
 
 SKETCH = 2**18
@@ -129,14 +127,5 @@ def read(path: str) -> dict[str, Arrays]:
 
 
 def main(framework: str) -> None:
-    """Answer until the input ends. What libraries print goes to stderr; the answers alone to the real stdout."""
-    answers = os.fdopen(os.dup(1), "w", buffering=1)
-    os.dup2(2, 1)
-    worker = Worker(framework)
-    for line in sys.stdin:
-        try:
-            answer = worker.ask(**json.loads(line))
-        except Exception as error:
-            text = str(error).strip().partition("\n")[0][:500]
-            answer = {"error": {"kind": type(error).__name__, "message": text or type(error).__name__}}
-        answers.write(json.dumps(answer) + "\n")
+    """Answer until the input ends."""
+    answer_all(Worker(framework).ask)

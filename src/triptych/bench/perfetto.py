@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-import contextlib
 import gzip
 import json
-import os
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 from triptych.bench.attribution import step_of
-from triptych.core.errors import StorageError
+from triptych.core.storage import storing, write_whole
 from triptych.core.trace import Event
 
 
@@ -43,29 +40,9 @@ def _row(event: Event, start: float, process: int, thread: int) -> dict[str, Any
 
 def write(path: Path, rows: list[dict[str, Any]]) -> None:
     """The rows as a file. StorageError when it cannot be written."""
-    store(path, gzip.compress(json.dumps({"displayTimeUnit": "ms", "traceEvents": rows}, allow_nan=False).encode(), mtime=0))
-
-
-def store(path: Path, data: bytes) -> None:
-    """The data as a file, whole or not at all. StorageError when that fails."""
-    with _storing(path):
-        partial = path.with_name(f".{path.name}.partial")
-        partial.write_bytes(data)
-        os.replace(partial, path)
-
-
-def make_directory(path: Path) -> None:
-    """The directory, where it is missing. StorageError when it cannot be made."""
-    with _storing(path):
-        path.mkdir(parents=True, exist_ok=True)
-
-
-@contextlib.contextmanager
-def _storing(path: Path) -> Iterator[None]:
-    try:
-        yield
-    except OSError as error:
-        raise StorageError(f"cannot write {path}: {(error.strerror or str(error)).lower()}; name another place with --out") from error
+    text = json.dumps({"displayTimeUnit": "ms", "traceEvents": rows}, allow_nan=False)
+    with storing(path):
+        write_whole(path, gzip.compress(text.encode(), mtime=0))
 
 
 def read(path: Path) -> list[dict[str, Any]]:

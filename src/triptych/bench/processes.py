@@ -5,7 +5,8 @@ from __future__ import annotations
 import json
 import os
 import select
-from collections.abc import Sequence
+import sys
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -92,6 +93,22 @@ class Process:
                     pipe.close()
                 except BrokenPipeError:
                     continue
+
+
+def answer_all(ask: Callable[..., dict[str, Any]]) -> None:
+    """The worker's end of `Process.ask`: answer every line of standard input until it ends.
+
+    What libraries print goes to stderr, the log; the answers alone to the real stdout.
+    """
+    answers = os.fdopen(os.dup(1), "w", buffering=1)
+    os.dup2(2, 1)
+    for line in sys.stdin:
+        try:
+            answer = ask(**json.loads(line))
+        except Exception as error:
+            text = str(error).strip().partition("\n")[0][:500]
+            answer = {"error": {"kind": type(error).__name__, "message": text or type(error).__name__}}
+        answers.write(json.dumps(answer) + "\n")
 
 
 def settings(threads: int, cache: Path) -> dict[str, str]:

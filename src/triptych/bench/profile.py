@@ -25,6 +25,7 @@ from triptych.core.contract import FRAMEWORKS
 from triptych.core.environment import environment
 from triptych.core.errors import TriptychError, UsageError
 from triptych.core.spec import Spec
+from triptych.core.storage import make_directory, storing, write_whole
 
 SCHEMA = 1
 LIMIT_SECONDS = 1800.0
@@ -77,7 +78,7 @@ def run(request: Request, command: str, out: Path, progress: Progress, start: St
     """
     spec = request.spec()
     threads, cores = chosen_cores(request.threads)
-    perfetto.make_directory(out)
+    make_directory(out)
     with tempfile.TemporaryDirectory() as folder:
         weights = Path(folder) / "weights.safetensors"
         save_file(initialize.initial_weights(spec, 0), weights)
@@ -91,7 +92,8 @@ def run(request: Request, command: str, out: Path, progress: Progress, start: St
         "schema": SCHEMA, "command": command, "environment": environment(), "model": spec.name, "image_size": spec.image_size,
         "mode": request.mode, "lane": request.lane, "batch_size": request.batch_size, "threads": threads, "rows": rows,
     }  # fmt: skip
-    perfetto.store(out / RECORD, (json.dumps(made, indent=1, allow_nan=False) + "\n").encode())
+    with storing(out / RECORD):
+        write_whole(out / RECORD, json.dumps(made, indent=1, allow_nan=False) + "\n")
     return made
 
 
@@ -101,7 +103,7 @@ def _row(request: Request, framework: str, weights: Path, out: Path, progress: P
     reason = case.unavailable()
     if reason is not None:
         return {**head, "failure": reason, "unavailable": True}
-    perfetto.make_directory(directory)
+    make_directory(directory)
     worker = start(framework, directory / "worker.log")
     try:
         progress(f"{framework}: import and first call")

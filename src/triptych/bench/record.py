@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import itertools
 import json
-import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -19,7 +18,8 @@ from triptych.core import catalog
 from triptych.core.contract import FRAMEWORKS
 from triptych.core.cost import CONVENTION, cost
 from triptych.core.environment import PACKAGE, environment
-from triptych.core.errors import InputRefused, StorageError
+from triptych.core.errors import InputRefused
+from triptych.core.storage import make_directory, storing, write_whole
 
 SCHEMA = 1
 BACKWARD = 3
@@ -174,18 +174,10 @@ def write(path: Path, made: Mapping[str, Any], groups: list[Group]) -> None:
     for group in groups:
         lines += [{**_identity(entry), "turns": entry.turns} for entry in group.entries if entry.turns]
         lines.append({"group": group.name, "twin_of": group.twin_of, "twin": group.twin, "rounds": group.rounds})
-    _write(samples_file(path), "".join(json.dumps(line, allow_nan=False) + "\n" for line in lines))
-    _write(path, json.dumps(made, indent=1, allow_nan=False) + "\n")
-
-
-def _write(path: Path, text: str) -> None:
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        partial = path.with_name(f".{path.name}.partial")
-        partial.write_text(text, encoding="utf-8")
-        os.replace(partial, path)
-    except OSError as error:
-        raise StorageError(f"cannot write {path}: {(error.strerror or str(error)).lower()}; name another place with --out") from error
+    make_directory(path.parent)
+    with storing(path):
+        write_whole(samples_file(path), "".join(json.dumps(line, allow_nan=False) + "\n" for line in lines))
+        write_whole(path, json.dumps(made, indent=1, allow_nan=False) + "\n")
 
 
 IDENTITY = ("framework", "model", "options", "lane", "mode", "batch_size")

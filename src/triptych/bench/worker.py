@@ -7,8 +7,6 @@ from __future__ import annotations
 
 import contextlib
 import gc
-import json
-import os
 import sys
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -19,6 +17,7 @@ from typing import Any
 import numpy as np
 
 from triptych.bench import machine, tracing
+from triptych.bench.processes import answer_all
 from triptych.core import catalog, contract
 from triptych.core.contender import Contender
 from triptych.core.spec import Spec
@@ -83,9 +82,9 @@ class Worker:
         """A lane from canonical weights, or a runtime's from the exported model."""
         from safetensors.numpy import load_file
 
-        if self.framework in runtimes.RUNTIMES:
-            return self.room.contender(Path(given))  # type: ignore[no-any-return]
-        return self.room.contender(spec, load_file(given), lane, mode)  # type: ignore[no-any-return]
+        foreign = self.framework in runtimes.RUNTIMES
+        made: Contender = self.room.contender(Path(given)) if foreign else self.room.contender(spec, load_file(given), lane, mode)
+        return made
 
     def _build(self, key: str, case: Mapping[str, Any], given: str, seed: int) -> Answer:
         """Create the contender from the file `given` and make its first call."""
@@ -154,17 +153,8 @@ class Worker:
 
 
 def main(framework: str) -> None:
-    """Answer until the input ends. What libraries print goes to stderr, the log; the answers alone to the real stdout."""
-    answers = os.fdopen(os.dup(1), "w", buffering=1)
-    os.dup2(2, 1)
-    worker = Worker(framework)
-    for line in sys.stdin:
-        try:
-            answer = worker.ask(**json.loads(line))
-        except Exception as error:
-            text = str(error).strip().partition("\n")[0][:500]
-            answer = {"error": {"kind": type(error).__name__, "message": text or type(error).__name__}}
-        answers.write(json.dumps(answer) + "\n")
+    """Answer until the input ends."""
+    answer_all(Worker(framework).ask)
 
 
 if __name__ == "__main__":

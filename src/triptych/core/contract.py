@@ -314,10 +314,13 @@ def check_installed(name: str) -> None:
 def missing(name: str) -> str | None:
     """Why the framework `name` cannot run here, with the exact pip line; None when it can. UsageError for an unknown name."""
     row = framework(name)
-    absent = [need for need in row.needs if importlib.util.find_spec(need) is None]
-    if not absent:
-        return None
-    return f"{row.title} is not installed ({', '.join(absent)} not found). Install it with: pip install 'triptych[{row.extra}]'"
+    return not_installed(row.title, row.needs, row.extra)
+
+
+def not_installed(title: str, needs: tuple[str, ...], extra: str) -> str | None:
+    """Which of the libraries that something needs are absent, and the pip line of the extra that brings them; None when none is."""
+    absent = [need for need in needs if importlib.util.find_spec(need) is None]
+    return f"{title} is not installed ({', '.join(absent)} not found). Install it with: pip install 'triptych[{extra}]'" if absent else None
 
 
 def _triton_before_tensorflow() -> None:

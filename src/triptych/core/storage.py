@@ -109,6 +109,29 @@ def write_file(path: Path, data: bytes) -> None:
         os.fsync(file.fileno())
 
 
+@contextlib.contextmanager
+def storing(path: Path, advice: str = "name another place with --out") -> Iterator[None]:
+    """StorageError, naming `path` and what to do, in place of an OSError: disk full, read-only, vanished."""
+    try:
+        yield
+    except OSError as error:
+        reason = error.strerror or str(error)
+        raise StorageError(f"cannot write {path}: {reason[:1].lower()}{reason[1:]}; {advice}") from error
+
+
+def make_directory(path: Path) -> None:
+    """The directory, where it is missing. StorageError when it cannot be made."""
+    with storing(path):
+        path.mkdir(parents=True, exist_ok=True)
+
+
+def write_whole(path: Path, data: str | bytes) -> None:
+    """Write a file under another name and move it into place: a reader sees the old file or the new one. OSError when that fails."""
+    partial = path.with_name(f".{path.name}.partial")
+    partial.write_bytes(data.encode() if isinstance(data, str) else data)
+    os.replace(partial, path)
+
+
 def json_bytes(data: Mapping[str, Any]) -> bytes:
     """Readable JSON; the same data gives the same bytes."""
     return (json.dumps(data, indent=2, ensure_ascii=False, allow_nan=False) + "\n").encode()

@@ -50,7 +50,7 @@ class BatchNorm2d(nn.BatchNorm2d):
 
 
 def batch_norm(channels: int, spec: BatchNormSpec | None) -> nn.Module:
-    """PyTorch's BatchNorm is the canonical one: two-pass variance, unbiased running variance, momentum weighs the new."""
+    """PyTorch's BatchNorm is the canonical one: two-pass variance, unbiased running variance, momentum weighs the new. None: folded."""
     if spec is None:
         return nn.Identity()
     return BatchNorm2d(channels, eps=spec.epsilon, momentum=spec.momentum)

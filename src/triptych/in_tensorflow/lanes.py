@@ -7,7 +7,6 @@ from collections.abc import Callable, Iterator, Mapping
 
 import numpy as np
 import tensorflow as tf
-from tensorflow.python.eager.polymorphic_function import tracing_compilation
 from tensorflow.python.framework.convert_to_constants import convert_variables_to_constants_v2
 
 from triptych.core.contender import LANES, RATE, RECIPE, STOCK, Contender, ready
@@ -98,4 +97,7 @@ def phases() -> Iterator[dict[str, float]]:
 
 def _built_microseconds() -> int:
     """Since the process began; of functions inside functions once."""
+    # No public name: imported here, so that a version without it costs a benchmark and not the room.
+    from tensorflow.python.eager.polymorphic_function import tracing_compilation
+
     return int(tracing_compilation._graph_building_time_counter.get_cell().value())

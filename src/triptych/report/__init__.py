@@ -6,10 +6,9 @@ evidence.py (what there is) -> verdict.py (what it shows) -> document.py (sectio
 from __future__ import annotations
 
 import json
-import os
 from pathlib import Path
 
-from triptych.core.errors import StorageError
+from triptych.core.storage import make_directory, storing, write_whole
 from triptych.report.evidence import Evidence, to_dict
 from triptych.report.verdict import Verdict, verdict
 
@@ -28,17 +27,8 @@ def write_report(evidence: Evidence, directory: Path) -> Verdict:
     files["evidence.json"] = json.dumps(to_dict(evidence), indent=1, allow_nan=False).encode()
     files["report.md"] = markdown.render(evidence, outcome, sections).encode()
     files["report.html"] = html.render(evidence, outcome, sections).encode()
+    make_directory(directory / markdown.FIGURES)
     for name, content in files.items():
-        _replace(directory / name, content)
+        with storing(directory / name):
+            write_whole(directory / name, content)
     return outcome
-
-
-def _replace(path: Path, content: bytes) -> None:
-    """Write beside, then rename: a reader sees the old file or the new one, never half of it."""
-    partial = path.with_name(f".{path.name}.partial")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        partial.write_bytes(content)
-        os.replace(partial, path)
-    except OSError as error:
-        raise StorageError(f"cannot write {path}: {error.strerror}; choose another directory with --out") from error

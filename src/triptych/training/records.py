@@ -4,34 +4,27 @@ from __future__ import annotations
 
 import contextlib
 import json
-import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Self
 
-from triptych.core.errors import StorageError
+from triptych.core import storage
 
 METRICS = "metrics.jsonl"
 
 
-@contextlib.contextmanager
-def storing(path: Path) -> Iterator[None]:
-    """StorageError, naming `path`, in place of an OSError: disk full, read-only, vanished."""
-    try:
-        yield
-    except OSError as error:
-        reason = error.strerror or str(error)
-        raise StorageError(
-            f"cannot write {path}: {reason[:1].lower()}{reason[1:]}; make room or put the directory back, then go on with --resume auto"
-        ) from error
+ADVICE = "make room or put the directory back, then go on with --resume auto"
+
+
+def storing(path: Path) -> contextlib.AbstractContextManager[None]:
+    """`core.storage.storing`, with the advice of a run that can be resumed."""
+    return storage.storing(path, ADVICE)
 
 
 def write_whole(path: Path, data: str | bytes) -> None:
-    """Write a file under another name and move it into place. StorageError when that fails."""
-    partial = path.with_name(f".{path.name}.partial")
+    """`core.storage.write_whole`. StorageError when that fails."""
     with storing(path):
-        partial.write_bytes(data.encode() if isinstance(data, str) else data)
-        os.replace(partial, path)
+        storage.write_whole(path, data)
 
 
 class Metrics:

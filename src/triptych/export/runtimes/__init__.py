@@ -6,11 +6,11 @@ A module has `contender(model)`, the exported file ready to take turns in a benc
 from __future__ import annotations
 
 import importlib
-import importlib.util
 import os
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from triptych.core.contract import not_installed
 from triptych.core.errors import FrameworkMissing
 
 if TYPE_CHECKING:
@@ -43,10 +43,7 @@ RUNTIMES: dict[str, Runtime] = {
 def missing(name: str) -> str | None:
     """Why the runtime `name` cannot run here, with the exact pip line; None when it can."""
     row = RUNTIMES[name]
-    absent = [need for need in row.needs if importlib.util.find_spec(need) is None]
-    if not absent:
-        return None
-    return f"{row.title} is not installed ({', '.join(absent)} not found). Install it with: pip install 'triptych[{EXTRA}]'"
+    return not_installed(row.title, row.needs, EXTRA)
 
 
 def load(name: str) -> Any:
