@@ -26,6 +26,7 @@ from typing import Any
 import numpy as np
 from measuring import RESULTS, head, write_json
 
+from triptych.bench.script import at_least
 from triptych.bench.statistics import paired_interval
 from triptych.core import catalog, contract, initialize
 from triptych.core.contender import LANES, RATE, RECIPE, STOCK, Contender
@@ -193,9 +194,9 @@ def arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--framework", action="append", choices=list(contract.FRAMEWORKS), help="All that are installed, without it.")
     parser.add_argument("--model", action="append", choices=["resnet18", "resnet50"])
-    parser.add_argument("--batch-size", type=int, default=32)
-    parser.add_argument("--image-size", type=int, default=224)
-    parser.add_argument("--rounds", type=int, default=20)
+    parser.add_argument("--batch-size", type=at_least(1), default=32)
+    parser.add_argument("--image-size", type=at_least(1), default=224)
+    parser.add_argument("--rounds", type=at_least(1), default=20)
     parser.add_argument("--out", type=Path, default=RESULTS / "speed" / "step.json")
     parser.add_argument("--worker", action="store_true", help=argparse.SUPPRESS)
     return parser.parse_args()

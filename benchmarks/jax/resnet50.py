@@ -81,7 +81,7 @@ def main(arguments: Sequence[str] | None = None) -> dict[str, Any]:
     # As later steps have it: for a Python 0, and for arrays that are bound to no device, the step would be compiled once more.
     state = jax.device_put(state.replace(step=jnp.zeros((), jnp.int32)), jax.local_devices()[0])
 
-    made, progress = batches(script.images(given), given), script.Progress(given, "jax")
+    made, progress = batches(given.images, given), script.Progress(given, "jax")
     for _ in range(given.steps):
         state, loss = train_step(state, *next(made))
         jax.block_until_ready(state)

@@ -56,7 +56,7 @@ def main(arguments: Sequence[str] | None = None) -> dict[str, Any]:
     device = next(model.parameters()).device
     model = model.to(memory_format=torch.channels_last).train()
     optimizer = torch.optim.SGD(model.parameters(), given.learning_rate, momentum=0.9, nesterov=True, weight_decay=5e-5)
-    dataset = Augmented(script.images(given), given.image_size)
+    dataset = Augmented(given.images, given.image_size)
     loader = DataLoader(
         dataset, given.batch_size, shuffle=True, drop_last=True, num_workers=given.workers, pin_memory=device.type == "cuda",
         persistent_workers=given.workers > 0,

@@ -73,7 +73,7 @@ def main(arguments: Sequence[str] | None = None) -> dict[str, Any]:
     loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
     model.compile(optimizer, loss, jit_compile=given.compile)
 
-    made = dataset(script.images(given), given)
+    made = dataset(given.images, given)
     progress = script.Progress(given, "tensorflow")
     model.fit(made, epochs=1, steps_per_epoch=given.steps, shuffle=False, callbacks=[Steps(progress)], verbose=0)
     gpus = tf.config.list_logical_devices("GPU")

@@ -16,7 +16,6 @@ from PIL import Image
 
 from triptych.bench import script
 from triptych.core import catalog, contract
-from triptych.core.errors import UsageError
 from triptych.core.spec import StageSpec
 
 BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
@@ -87,16 +86,18 @@ def test_it_trains_on_a_folder_of_images(folder: Path, capsys: pytest.CaptureFix
 
 
 def test_images_are_rgb_whatever_they_were(folder: Path) -> None:
-    found = script.images(script.options("", ["--data", str(folder)]))
+    found = script.options("", ["--data", str(folder)]).images
     assert [(image.shape, image.dtype, label) for image, label in found][::3] == [((40, 30, 3), np.uint8, 0), ((40, 30, 3), np.uint8, 1)]
     assert found[2][0].shape == (35, 35, 3)
-    assert script.images(script.options("", []))[0][0].shape == (32, 32, 3)
+    assert script.options("", []).images[0][0].shape == (32, 32, 3)
 
 
 def test_what_is_refused(capsys: pytest.CaptureFixture[str]) -> None:
-    for arguments in (["--steps", "1"], ["--batch-size", "0"], ["--precision", "float8"]):
+    for arguments, why in (
+        (["--steps", "1"], "less than 2"), (["--batch-size", "0"], "less than 1"), (["--precision", "float8"], "invalid choice"),
+        (["--data", "nowhere"], "no data at"),
+    ):  # fmt: skip
         with pytest.raises(SystemExit) as end:
             script.options("", arguments)
         assert end.value.code == 2
-    with pytest.raises(UsageError, match="no data at"):
-        script.images(script.options("", ["--data", "nowhere"]))
+        assert why in capsys.readouterr().err

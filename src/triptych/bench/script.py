@@ -16,7 +16,9 @@ from typing import Any
 import numpy as np
 
 from triptych.bench import machine
+from triptych.core import catalog
 from triptych.core.environment import cpu, versions
+from triptych.core.errors import TriptychError
 from triptych.data import Source, open_source
 from triptych.data import images as image_files
 
@@ -26,24 +28,31 @@ MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
 
 def options(description: str, arguments: Sequence[str] | None = None) -> argparse.Namespace:
-    """The command line, the same of every script."""
+    """The command line, the same of every script, and `images`, the training images that it names; a mistake is told, and exit code 2."""
     parser = argparse.ArgumentParser(description=description.partition("\n")[0])
     parser.add_argument("--model", default="resnet50", help="Any image model of `triptych list`.")
     parser.add_argument("--data", help="Training images: a folder of class folders, ...; without it, the embedded digits.")
-    parser.add_argument("--batch-size", type=_at_least(1), default=32)
-    parser.add_argument("--image-size", type=_at_least(1), default=224)
-    parser.add_argument("--steps", type=_at_least(2), default=20, help="The first one is told apart: it traces and compiles.")
+    parser.add_argument("--batch-size", type=at_least(1), default=32)
+    parser.add_argument("--image-size", type=at_least(1), default=224)
+    parser.add_argument("--steps", type=at_least(2), default=20, help="The first one is told apart: it traces and compiles.")
     parser.add_argument("--precision", choices=PRECISIONS, default="float32", help="Of products; weights and loss stay float32.")
     parser.add_argument("--learning-rate", type=float, help="Without it, 0.1 for each 256 images of a batch (Goyal et al. 2017).")
     parser.add_argument("--compile", action="store_true", help="torch.compile, or XLA in TensorFlow; JAX always compiles.")
-    parser.add_argument("--workers", type=_at_least(0), default=2, help="Processes or threads that prepare images.")
+    parser.add_argument("--workers", type=at_least(0), default=2, help="Processes or threads that prepare images.")
     parser.add_argument("--json", action="store_true", help="Print the result as JSON, with every step.")
     given = parser.parse_args(arguments)
     given.learning_rate = 0.1 * given.batch_size / 256 if given.learning_rate is None else given.learning_rate
+    try:
+        catalog.get_spec(given.model, image_size=given.image_size)
+        given.images = Images(open_source(given.data or "digits", "train"))
+    except TriptychError as error:
+        parser.error(str(error))
     return given
 
 
-def _at_least(least: int) -> Any:
+def at_least(least: int) -> Any:
+    """An option's type: a whole number, not less than `least`."""
+
     def number(text: str) -> int:
         value = int(text)
         if value < least:
@@ -69,11 +78,6 @@ class Images:
         if isinstance(image, bytes):
             image = image_files.decode(image_files.vet(image, self.source.names[int(index)], 3), 3)
         return np.broadcast_to(image, (*image.shape[:2], 3)).copy(), self.source.label(int(index))
-
-
-def images(given: argparse.Namespace) -> Images:
-    """The training images that the options name. UsageError or InputRefused for what is no data set."""
-    return Images(open_source(given.data or "digits", "train"))
 
 
 @dataclass(slots=True)
