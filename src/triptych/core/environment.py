@@ -138,6 +138,11 @@ def _cpu_model(info: str) -> str:
     return _output(["sysctl", "-n", "machdep.cpu.brand_string"]) or platform.processor() or platform.machine()
 
 
+def usable_cores() -> int:
+    """The processor cores that this process may use."""
+    return _affinity() or os.cpu_count() or 1
+
+
 def _affinity() -> int | None:
     """How many cores this process may run on; None where the system does not say (macOS)."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else None

@@ -4,10 +4,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterator, Mapping
-from functools import partial
-from typing import Any
 
-import flax.linen as nn
 import jax
 import numpy as np
 
@@ -17,8 +14,9 @@ from triptych.core.errors import LaneMissing
 from triptych.core.folding import fold
 from triptych.core.spec import Spec
 from triptych.in_jax import stock
-from triptych.in_jax.model import Model, numerics
-from triptych.in_jax.train import create_trainer, executed
+from triptych.in_jax.inference import program
+from triptych.in_jax.model import Model
+from triptych.in_jax.train import create_trainer
 
 
 def contender(spec: Spec, weights: Mapping[str, np.ndarray], lane: str, mode: str) -> Contender:
@@ -38,25 +36,8 @@ def inference(model: Model, execution: Execution) -> Contender:
     """Logits, read to the host, which waits for them."""
     if not execution.tuned:
         return Contender(ready, lambda batch: model.predict(batch[0]), compiles=True)
-    module, variables = model.native
-    predict = jax.jit(partial(image_by_image, executed(module, RECIPE, execution)))
-
-    def run(batch: tuple[np.ndarray, np.ndarray]) -> np.ndarray:
-        model.check_images(batch[0])
-        with numerics(model.precision):
-            return np.asarray(predict(variables, model.put(batch[0])))
-
-    tuned = ("folded BatchNorm", "1x1 convolutions as matrix products", "image by image")
-    return Contender(ready, run, compiles=True, levers=tuned)
-
-
-def image_by_image(module: nn.Module, variables: Any, images: jax.Array) -> jax.Array:
-    """The logits of one image after the other, (N, H, W, C) -> (N, classes).
-
-    XLA:CPU writes every bias, ReLU and addition as a pass over memory of its own. One image's activations stay in the caches between
-    such passes; those of a batch do not: of the first stage of ResNet-50 a batch of 8 took 1.5 times as long an image as this.
-    """
-    return jax.lax.map(lambda image: module.apply(variables, image[None])[0], images)
+    run, pulled = program(model, execution)
+    return Contender(ready, lambda batch: run(batch[0]), compiles=True, levers=pulled)
 
 
 def training(model: Model, execution: Execution) -> Contender:

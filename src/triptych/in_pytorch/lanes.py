@@ -15,7 +15,8 @@ from triptych.core.contract import Execution
 from triptych.core.folding import fold
 from triptych.core.spec import Spec
 from triptych.in_pytorch import stock
-from triptych.in_pytorch.model import Model, create_model, full_precision
+from triptych.in_pytorch.inference import program
+from triptych.in_pytorch.model import Model, create_model
 from triptych.in_pytorch.train import create_trainer
 
 
@@ -31,24 +32,11 @@ def contender(spec: Spec, weights: Mapping[str, np.ndarray], lane: str, mode: st
 
 
 def inference(model: Model, execution: Execution) -> Contender:
-    """Logits. Tuned, of a model without BatchNorm: channels-last, and constant weights where it compiles (inductor's freezing)."""
+    """Logits."""
     if execution == Execution():
         return Contender(ready, lambda batch: model.predict(batch[0]))
-    native: Any = model.native
-    if execution.tuned:
-        native = native.to(memory_format=torch.channels_last)
-    if execution.compile:
-        native = torch.compile(native, options={"freezing": True} if execution.tuned else None)
-    layout = torch.channels_last if execution.tuned else torch.contiguous_format
-
-    def run(batch: tuple[np.ndarray, np.ndarray]) -> np.ndarray:
-        model.check_images(batch[0])
-        with full_precision(), torch.no_grad():
-            x = torch.from_numpy(batch[0]).permute(0, 3, 1, 2).contiguous(memory_format=layout)
-            return np.asarray(native(x).numpy())
-
-    more = ("folded BatchNorm",) * execution.tuned + ("freezing",) * (execution.tuned and execution.compile)
-    return Contender(ready, run, compiles=execution.compile, levers=(*levers(execution), *more))
+    run, pulled = program(model, execution)
+    return Contender(ready, lambda batch: run(batch[0]), compiles=True, levers=pulled)
 
 
 def training(model: Model, execution: Execution) -> Contender:

@@ -1,0 +1,76 @@
+"""How a model that is only asked runs fastest on a CPU, in full float32: the tuned lanes of inference."""
+
+from __future__ import annotations
+
+import contextlib
+import warnings
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from triptych.core.contract import Execution
+from triptych.in_pytorch.model import Model, full_precision
+
+
+def program(model: Model, execution: Execution) -> tuple[Callable[[np.ndarray], np.ndarray], tuple[str, ...]]:
+    """Images (N, H, W, C) -> logits (N, classes), of a model whose BatchNorm is folded where it is `tuned`, and the levers it pulls.
+
+    Tuned: channels-last, and oneDNN Graph; or, where it compiles, constant weights (inductor's freezing).
+    """
+    native: Any = model.native
+    if execution.tuned:
+        native = native.to(memory_format=torch.channels_last)
+    if execution.compile:
+        native = torch.compile(native, options={"freezing": True} if execution.tuned else None)
+    elif execution.tuned:
+        native = OneDNNGraph(native)
+    layout = torch.channels_last if execution.tuned else torch.contiguous_format
+
+    def run(images: np.ndarray) -> np.ndarray:
+        model.check_images(images)
+        with full_precision(), torch.no_grad():
+            x = torch.from_numpy(images).permute(0, 3, 1, 2).contiguous(memory_format=layout)
+            return np.asarray(native(x).numpy())
+
+    tuned = ("channels-last", "folded BatchNorm", "freezing" if execution.compile else "oneDNN Graph through TorchScript")
+    return run, tuned * execution.tuned + ("torch.compile",) * execution.compile
+
+
+class OneDNNGraph:
+    """A module in eval mode, run by oneDNN Graph: chains of convolution, addition and ReLU as one kernel each, in layouts of its choice.
+
+    Inductor calls the same convolutions with channels-last activations, which costs them a sixth of their speed on AVX-512. TorchScript is
+    deprecated, and still PyTorch's only way to oneDNN Graph. A program is made for each shape that comes, with weights of its own.
+    """
+
+    def __init__(self, native: nn.Module) -> None:
+        self.native = native
+        self.programs: dict[torch.Size, Callable[[Tensor], Tensor]] = {}
+
+    def __call__(self, x: Tensor) -> Tensor:
+        """What the module returns; the first call of a shape compiles."""
+        if x.shape not in self.programs:
+            self.programs[x.shape] = self._compiled(x)
+        return self.programs[x.shape](x)
+
+    def _compiled(self, example: Tensor) -> Callable[[Tensor], Tensor]:
+        with onednn_graph(), warnings.catch_warnings():
+            warnings.simplefilter("ignore", FutureWarning)  # of TorchScript's deprecation
+            made = torch.jit.freeze(torch.jit.trace(self.native, example, check_trace=False))
+            for _ in range(2):  # TorchScript looks at the shapes of a first call, and compiles for them in the second
+                made(example)
+        return made
+
+
+@contextlib.contextmanager
+def onednn_graph() -> Iterator[None]:
+    """While open, TorchScript programs are compiled for oneDNN Graph; those that were stay so."""
+    before = torch.jit.onednn_fusion_enabled()
+    torch.jit.enable_onednn_fusion(True)
+    try:
+        yield
+    finally:
+        torch.jit.enable_onednn_fusion(before)
