@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import threading
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import numpy as np
@@ -11,9 +13,11 @@ from triptych.core import catalog, contract, initialize, philox
 from triptych.core.contender import LANES
 from triptych.core.difference import scaled_error
 from triptych.core.folding import fold
+from triptych.core.threads import shared_out
 from triptych.core.tolerance import LOGITS_FLOAT32
 
 pytest.importorskip("jax")
+CHUNKS = [(8, 1, {1}), (8, 5, {4}), (7, 2, {2, 1}), (7, 3, {3, 1}), (4, 9, {4}), (0, 3, {0})]
 
 
 @pytest.mark.parametrize("size", [(1, 1), (7, 7), (8, 5), (2, 9)], ids=str)
@@ -63,6 +67,23 @@ def test_a_stage_takes_as_many_images_as_stay_in_the_caches() -> None:
     assert [CACHED // largest[f"layer{stage}"] for stage in range(1, 5)] == [1, 2, 5, 10]
 
 
+def test_a_batch_is_shared_out_in_order_and_one_image_is_not_shared() -> None:
+    x, main = np.arange(14.0).reshape(7, 2), threading.get_ident()
+    seen: list[tuple[int, bool]] = []
+
+    def run(share: np.ndarray) -> np.ndarray:
+        seen.append((len(share), threading.get_ident() == main))
+        return -share
+
+    shared = shared_out(run, run, 3)
+    np.testing.assert_array_equal(shared(x), -x)
+    assert sorted(seen) == [(2, False), (2, False), (3, False)]
+    np.testing.assert_array_equal(shared(x[:1]), -x[:1])
+    assert seen[3:] == [(1, True)]
+    with pytest.raises(ZeroDivisionError):
+        shared_out(lambda share: share / (1 // 0), run, 2)(x)
+
+
 @pytest.mark.parametrize("framework", contract.installed())
 def test_a_program_takes_every_batch_size_and_goes_back_to_an_earlier_one(framework: str) -> None:
     whole = catalog.tiny(catalog.get_spec("resnet50"))
@@ -94,6 +115,28 @@ def test_pytorchs_program_is_one_of_onednn_graph_and_leaves_the_switch_alone() -
     assert "oneDNNFusionGroup" in ran
     assert "aten::conv2d" not in ran.partition("oneDNNFusionGroup")[0]
     assert not torch.jit.onednn_fusion_enabled()
+
+
+def test_one_thread_is_set_for_this_thread_alone() -> None:
+    pytest.importorskip("torch")
+    contract.load("pytorch")
+    import torch
+
+    from triptych.in_pytorch.inference import one_thread
+
+    def inside() -> int:
+        with one_thread():
+            return torch.get_num_threads()
+
+    before = torch.get_num_threads()
+    torch.set_num_threads(2)
+    try:
+        with ThreadPoolExecutor(1) as pool:
+            assert pool.submit(inside).result() == 1
+            assert pool.submit(torch.get_num_threads).result() == 2
+        assert torch.get_num_threads() == 2
+    finally:
+        torch.set_num_threads(before)
 
 
 def test_the_tuned_lane_says_what_it_does() -> None:

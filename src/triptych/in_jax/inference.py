@@ -13,7 +13,6 @@ What holds XLA:CPU back in a network like ResNet-50 is not its products, which r
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from typing import Any
 
@@ -27,6 +26,7 @@ from triptych.core.contender import RECIPE
 from triptych.core.contract import Execution
 from triptych.core.environment import usable_cores
 from triptych.core.spec import ResNetSpec
+from triptych.core.threads import shared_out
 from triptych.in_jax.model import Model, numerics
 from triptych.in_jax.resnet import ResNet
 from triptych.in_jax.train import executed
@@ -50,18 +50,13 @@ def program(model: Model, execution: Execution) -> tuple[Callable[[np.ndarray], 
     with numerics(model.precision):
         kernels = {name: model.put(transformed(kernel)) for name, kernel in winograd_kernels(model).items()}
     predict = jax.jit(partial(staged, module))
-    pool = ThreadPoolExecutor(usable_cores())
-
-    def share(images: np.ndarray) -> np.ndarray:
-        with numerics(model.precision):  # a setting of the thread
-            return np.asarray(predict(variables, kernels, model.put(images)))
 
     def run(images: np.ndarray) -> np.ndarray:
         model.check_images(images)
-        shares = np.array_split(images, min(len(images), usable_cores()) or 1)
-        return np.concatenate(list(pool.map(share, shares)))
+        with numerics(model.precision):  # a setting of the thread
+            return np.asarray(predict(variables, kernels, model.put(images)))
 
-    return run, LEVERS
+    return shared_out(run, run, usable_cores()), LEVERS
 
 
 def winograd_kernels(model: Model) -> dict[str, np.ndarray]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import threading
 import warnings
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -12,13 +13,14 @@ import torch
 from torch import Tensor, nn
 
 from triptych.core.contract import Execution
+from triptych.core.threads import shared_out
 from triptych.in_pytorch.model import Model, full_precision
 
 
 def program(model: Model, execution: Execution) -> tuple[Callable[[np.ndarray], np.ndarray], tuple[str, ...]]:
     """Images (N, H, W, C) -> logits (N, classes), of a model whose BatchNorm is folded where it is `tuned`, and the levers it pulls.
 
-    Tuned: channels-last, and oneDNN Graph; or, where it compiles, constant weights (inductor's freezing).
+    Tuned: channels-last and oneDNN Graph, every thread with its own images; or, where it compiles, constant weights (inductor's freezing).
     """
     native: Any = model.native
     if execution.tuned:
@@ -35,8 +37,25 @@ def program(model: Model, execution: Execution) -> tuple[Callable[[np.ndarray], 
             x = torch.from_numpy(images).permute(0, 3, 1, 2).contiguous(memory_format=layout)
             return np.asarray(native(x).numpy())
 
-    tuned = ("channels-last", "folded BatchNorm", "freezing" if execution.compile else "oneDNN Graph through TorchScript")
-    return run, tuned * execution.tuned + ("torch.compile",) * execution.compile
+    def share(images: np.ndarray) -> np.ndarray:
+        with one_thread():
+            return run(images)
+
+    if execution.compile:
+        return run, ("torch.compile", *("channels-last", "folded BatchNorm", "freezing") * execution.tuned)
+    levers = ("channels-last", "folded BatchNorm", "oneDNN Graph through TorchScript", "every thread its own images")
+    return shared_out(share, run, torch.get_num_threads()), levers
+
+
+@contextlib.contextmanager
+def one_thread() -> Iterator[None]:
+    """While open, PyTorch's operations take this thread alone. Others keep their number: it is OpenMP's, one for each thread."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
 
 
 class OneDNNGraph:
@@ -49,11 +68,13 @@ class OneDNNGraph:
     def __init__(self, native: nn.Module) -> None:
         self.native = native
         self.programs: dict[torch.Size, Callable[[Tensor], Tensor]] = {}
+        self.lock = threading.Lock()
 
     def __call__(self, x: Tensor) -> Tensor:
         """What the module returns; the first call of a shape compiles."""
-        if x.shape not in self.programs:
-            self.programs[x.shape] = self._compiled(x)
+        with self.lock:  # the switch is the process's
+            if x.shape not in self.programs:
+                self.programs[x.shape] = self._compiled(x)
         return self.programs[x.shape](x)
 
     def _compiled(self, example: Tensor) -> Callable[[Tensor], Tensor]:
