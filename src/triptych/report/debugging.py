@@ -146,7 +146,7 @@ def _deployment() -> Table:
     names = list(FRAMEWORKS)
     rows = [
         (Cell("canonical checkpoint, read and written by all"), *[YES] * len(names)),
-        (Cell("runs eagerly"), *(Cell("op by op, not a lane", "open") if name == "jax" else YES for name in names)),
+        (Cell("runs eagerly"), *(Cell("op by op", "open") if name == "jax" else YES for name in names)),
         (Cell("compiled by the framework"), *(Cell("always", "pass") if name == "jax" else YES for name in names)),
         *(
             (Cell(f"exported for {row.title}, its outputs checked"), *(YES if name == EXPORTER else NO for name in names))
