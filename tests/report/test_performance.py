@@ -14,7 +14,7 @@ from triptych.core.contract import FRAMEWORKS
 from triptych.core.errors import InputRefused
 from triptych.report import gather, measurements, pipeline, write_report
 from triptych.report.bars import INFERENCE, TRAINING, bars
-from triptych.report.blocks import Block, Cell, Note, Picture, Table
+from triptych.report.blocks import Block, Cell, Note, Picture, Table, Text
 from triptych.report.debugging import debugging
 from triptych.report.evidence import Evidence, from_dict, to_dict
 from triptych.report.expected import EXPECTED, expected
@@ -206,6 +206,14 @@ def test_a_failed_case_is_a_row_with_its_reason_and_a_lane_that_is_not_there_is_
     lines = [line for line in table.rows if line[2] == Cell("failed", "fail")]
     assert [(line[1].text, line[-1].text) for line in lines] == [("JAX\u00a0tuned", "it broke")]
     assert len(table.rows) == len(SERVED) - 1
+
+
+def test_a_warm_compile_cache_is_told_and_shows_no_time_to_a_first_step(tmp_path: Path) -> None:
+    files = {"bench/inference.json": bench("inference", SERVED)}
+    files["bench/inference.json"]["suite"]["compile_cache"] = "warm"
+    shown = [*performance(evidence := evidence_of(tmp_path, files)), *debugging(evidence)]
+    assert "an earlier process" in str([block for block in shown if isinstance(block, Text)])
+    assert any("No time to the first step" in block.text for block in shown if isinstance(block, Note))
 
 
 @pytest.mark.parametrize(

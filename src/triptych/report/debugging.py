@@ -49,9 +49,9 @@ def debugging(evidence: Evidence) -> Iterator[Block]:
 
 
 def first_step(suite: Suite, row: Timed) -> float | None:
-    """Seconds from the start of the import to the first result; None where a part of it is not recorded."""
+    """Seconds from the start of the import to the first result, nothing compiled before; None where that is not recorded."""
     parts = (suite.import_seconds.get(row.framework), row.build_seconds, row.first_call_seconds)
-    return None if None in parts else sum(part for part in parts if part is not None)
+    return None if None in parts or suite.compile_cache != "cold" else sum(part for part in parts if part is not None)
 
 
 def smallest(suite: Suite) -> list[Timed]:

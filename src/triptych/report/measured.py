@@ -93,6 +93,7 @@ class Suite:
     groups: tuple[Turns, ...] = ()
     import_seconds: dict[str, float] = field(default_factory=dict)
     hardware: str = ""
+    compile_cache: str = "cold"
 
     def speed(self, ours: Timed, other: str) -> tuple[float, tuple[float, float]] | None:
         """How many times as fast `ours` is as another contestant of its group, and the interval; None unless both took turns."""

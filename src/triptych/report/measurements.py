@@ -66,7 +66,7 @@ def _suite(data: Mapping[str, Any], file: str) -> Suite:
             build(Turns, {**group, "smallest_difference": (group.get("a_a") or {}).get("smallest_difference")}) for group in groups
         ),
         import_seconds={name: told["import_seconds"] for name, told in data.get("frameworks", {}).items() if "import_seconds" in told},
-        hardware=hardware(data.get("environment")),
+        hardware=hardware(data.get("environment")), compile_cache=data["suite"].get("compile_cache", "cold"),
     )  # fmt: skip
 
 

@@ -62,7 +62,8 @@ def _weather(suite: Suite) -> str:
     apart = " to ".join(dict.fromkeys(f"{floor:.0%}" for floor in (min(floors), max(floors)))) if floors else ""
     least = f" A lane run twice differs from itself by {apart}, depending on the group: less than that means nothing." if floors else ""
     told = f": {rounds} rounds, {noisy} of them while the machine was busy with something else." if rounds else "."
-    return f"Suite {suite.name}, {len(suite.rows)} cases{hardware}{told}{least}"
+    warm = " Compiled programs of an earlier process were there." if suite.compile_cache == "warm" else ""
+    return f"Suite {suite.name}, {len(suite.rows)} cases{hardware}{told}{least}{warm}"
 
 
 def _picture(suite: Suite, name: str, rows: Sequence[Timed]) -> Picture:
