@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 from triptych.core import catalog, contract, initialize, philox
+from triptych.core.batch import Named
 from triptych.core.contender import LANES
 from triptych.core.difference import scaled_error
 from triptych.core.folding import fold
@@ -67,21 +68,21 @@ def test_a_stage_takes_as_many_images_as_stay_in_the_caches() -> None:
     assert [CACHED // largest[f"layer{stage}"] for stage in range(1, 5)] == [1, 2, 5, 10]
 
 
-def test_a_batch_is_shared_out_in_order_and_one_image_is_not_shared() -> None:
+def test_a_batch_is_shared_out_in_order_and_one_sample_is_not_shared() -> None:
     x, main = np.arange(14.0).reshape(7, 2), threading.get_ident()
     seen: list[tuple[int, bool]] = []
 
-    def run(share: np.ndarray) -> np.ndarray:
-        seen.append((len(share), threading.get_ident() == main))
-        return -share
+    def run(named: Named) -> np.ndarray:
+        seen.append((len(named["x"]), threading.get_ident() == main))
+        return named["y"] - named["x"]
 
     shared = shared_out(run, run, 3)
-    np.testing.assert_array_equal(shared(x), -x)
+    np.testing.assert_array_equal(shared({"x": x, "y": 3 * x}), 2 * x)
     assert sorted(seen) == [(2, False), (2, False), (3, False)]
-    np.testing.assert_array_equal(shared(x[:1]), -x[:1])
+    np.testing.assert_array_equal(shared({"x": x[:1], "y": x[:1]}), 0 * x[:1])
     assert seen[3:] == [(1, True)]
     with pytest.raises(ZeroDivisionError):
-        shared_out(lambda share: share / (1 // 0), run, 2)(x)
+        shared_out(lambda named: named["x"] / (1 // 0), run, 2)({"x": x})
 
 
 @pytest.mark.parametrize("framework", contract.installed())

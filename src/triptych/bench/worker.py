@@ -18,7 +18,9 @@ import numpy as np
 
 from triptych.bench import machine, tracing
 from triptych.bench.processes import answer_all
+from triptych.core import batch as batches
 from triptych.core import catalog, contract
+from triptych.core.batch import Inputs
 from triptych.core.contender import Contender
 from triptych.core.spec import Spec
 from triptych.export import runtimes
@@ -28,12 +30,12 @@ Answer = dict[str, Any]
 
 @dataclass(slots=True)
 class Held:
-    """A contender and what its inputs are like."""
+    """A contender and what its batches are like."""
 
     contender: Contender
     mode: str
-    shape: tuple[int, ...]
-    classes: int
+    spec: Spec
+    batch_size: int
 
 
 class Worker:
@@ -42,7 +44,7 @@ class Worker:
     def __init__(self, framework: str) -> None:
         self.framework = framework
         self.held: dict[str, Held] = {}
-        self._inputs: tuple[Any, tuple[np.ndarray, np.ndarray]] | None = None
+        self._inputs: tuple[Any, tuple[Inputs, np.ndarray]] | None = None
         self._room: Any = None
 
     def ask(self, do: str, **given: Any) -> Answer:
@@ -94,7 +96,7 @@ class Worker:
             started = perf_counter()
             contender = self._create(spec, given, case["lane"], case["mode"])
             built = perf_counter()
-            held = Held(contender, case["mode"], (case["batch_size"], *spec.input_shape), spec.num_classes)
+            held = Held(contender, case["mode"], spec, case["batch_size"])
             batch = contender.stage(*self._batch(held, seed, 0))
             staged = perf_counter()
             contender.run(batch)
@@ -106,10 +108,10 @@ class Worker:
         }  # fmt: skip
 
     def _turn(self, key: str, number: int, seed: int, steps: int = 1, check: bool = False) -> Answer:
-        """Seconds and joules of each of `steps` steps, on images of their own, numbered from `number` on; peak and growth of memory.
+        """Seconds and joules of each of `steps` steps, on inputs of their own, numbered from `number` on; peak and growth of memory.
 
         With `check` the first step starts from the first weights, and its outputs are told: logits; or the loss, and the loss of another
-        step on the same images, which shows what the first did to the weights.
+        step on the same inputs, which shows what the first did to the weights.
         """
         held, seconds, joules, outputs = self.held[key], [], [], None
         if check:
@@ -142,13 +144,13 @@ class Worker:
         gc.collect()
         return {}
 
-    def _batch(self, held: Held, seed: int, number: int) -> tuple[np.ndarray, np.ndarray]:
-        """Images and labels of this number, the same in every process and lane; those of the last number are kept."""
-        what = (held.shape, held.classes, seed, number)
+    def _batch(self, held: Held, seed: int, number: int) -> tuple[Inputs, np.ndarray]:
+        """Inputs and labels of this number, the same in every process and lane; those of the last number are kept."""
+        what = (held.spec, held.batch_size, seed, number)
         if self._inputs is None or self._inputs[0] != what:
             numbers = np.random.Generator(np.random.Philox(key=[seed, number]))
-            images = numbers.standard_normal(held.shape, dtype=np.float32)
-            self._inputs = what, (images, numbers.integers(held.classes, size=held.shape[0]))
+            inputs = batches.random(held.spec, held.batch_size, numbers)
+            self._inputs = what, (inputs, numbers.integers(held.spec.num_classes, size=held.batch_size))
         return self._inputs[1]
 
 

@@ -7,18 +7,22 @@ from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 
-Run = Callable[[np.ndarray], np.ndarray]
+from triptych.core.batch import Named, part, samples
+
+Run = Callable[[Named], np.ndarray]
 
 
 def shared_out(share: Run, alone: Run, threads: int) -> Run:
-    """What `alone` computes of (N, ...), cut into as many shares as there are `threads`; each thread gives `share` of its own.
+    """What `alone` computes of a named batch, cut into as many shares as there are `threads`; each thread gives `share` of its own.
 
     A batch that cannot be cut is left to `alone`, in the caller's thread. The order is kept, and what a share raises is raised.
     """
     pool = ThreadPoolExecutor(threads)
 
-    def run(inputs: np.ndarray) -> np.ndarray:
-        shares = min(len(inputs), threads)
-        return np.concatenate(list(pool.map(share, np.array_split(inputs, shares)))) if shares > 1 else alone(inputs)
+    def run(named: Named) -> np.ndarray:
+        shares = np.array_split(np.arange(samples(named)), min(samples(named), threads) or 1)
+        if len(shares) == 1:
+            return alone(named)
+        return np.concatenate(list(pool.map(share, [part(named, slice(each[0], each[-1] + 1)) for each in shares])))
 
     return run

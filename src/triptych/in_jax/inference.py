@@ -22,6 +22,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
+from triptych.core.batch import Inputs, Named
 from triptych.core.contender import RECIPE
 from triptych.core.contract import Execution
 from triptych.core.environment import usable_cores
@@ -43,20 +44,19 @@ Kernels = Mapping[str, jax.Array]
 """Transformed kernels (16, C, K) by the name of their convolution."""
 
 
-def program(model: Model, execution: Execution) -> tuple[Callable[[np.ndarray], np.ndarray], tuple[str, ...]]:
-    """Images (N, H, W, C) -> logits (N, classes), of a model whose BatchNorm is folded, and the levers it pulls."""
+def program(model: Model, execution: Execution) -> tuple[Callable[[Inputs], np.ndarray], tuple[str, ...]]:
+    """Inputs -> logits, (N, classes), of a model whose BatchNorm is folded, and the levers it pulls."""
     module, variables = executed(model.module, RECIPE, execution), model.variables
-    assert isinstance(module, ResNet), "the only family with convolutions to tune"
     with numerics(model.precision):
         kernels = {name: model.put(transformed(kernel)) for name, kernel in winograd_kernels(model).items()}
-    predict = jax.jit(partial(staged, module))
+    predict = jax.jit(partial(staged, module) if isinstance(module, ResNet) else partial(apply, module))
 
-    def run(images: np.ndarray) -> np.ndarray:
-        model.check_images(images)
+    def run(named: Named) -> np.ndarray:
         with numerics(model.precision):  # a setting of the thread
-            return np.asarray(predict(variables, kernels, model.put(images)))
+            return np.asarray(predict(variables, kernels, *model.native_inputs(named)))
 
-    return shared_out(run, run, usable_cores()), LEVERS
+    shared = shared_out(run, run, usable_cores())
+    return lambda inputs: shared(model.check_inputs(inputs)), LEVERS
 
 
 def winograd_kernels(model: Model) -> dict[str, np.ndarray]:
@@ -98,7 +98,7 @@ def by_chunks(run: Callable[[jax.Array], jax.Array], x: jax.Array, most: int) ->
     return y if whole == len(x) else jnp.concatenate([y, run(x[whole:])])
 
 
-def apply(module: ResNet, variables: Any, kernels: Kernels, x: jax.Array) -> Any:
+def apply(module: nn.Module, variables: Any, kernels: Kernels, *inputs: jax.Array) -> Any:
     """`module.apply`, with Winograd's algorithm for the convolutions that have a transformed kernel."""
 
     def interceptor(next_fun: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any], context: Any) -> Any:
@@ -108,7 +108,7 @@ def apply(module: ResNet, variables: Any, kernels: Kernels, x: jax.Array) -> Any
         return winograd(args[0], kernel) + context.module.get_variable("params", "bias")
 
     with nn.intercept_methods(interceptor):
-        return module.apply(variables, x)
+        return module.apply(variables, *inputs)
 
 
 # Winograd's minimal filtering F(2x2, 3x3) (Lavin & Gray 2016, arXiv:1509.09308, §4.1): of every 4x4 tile d of the input, in steps of 2,

@@ -8,6 +8,7 @@ from collections.abc import Iterator, Mapping
 import jax
 import numpy as np
 
+from triptych.core.batch import Inputs
 from triptych.core.contender import LANES, RATE, RECIPE, STOCK, Contender, ready
 from triptych.core.contract import Execution
 from triptych.core.errors import LaneMissing
@@ -45,7 +46,7 @@ def training(model: Model, execution: Execution) -> Contender:
     trainer = create_trainer(model, RECIPE, execution)
     start = trainer.state()
 
-    def run(batch: tuple[np.ndarray, np.ndarray]) -> np.ndarray:
+    def run(batch: tuple[Inputs, np.ndarray]) -> np.ndarray:
         loss = trainer.step(*batch, RATE)
         trainer.wait()
         return np.asarray(loss)

@@ -12,15 +12,16 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from triptych.core.batch import Inputs, Named
 from triptych.core.contract import Execution
 from triptych.core.threads import shared_out
 from triptych.in_pytorch.model import Model, full_precision
 
 
-def program(model: Model, execution: Execution) -> tuple[Callable[[np.ndarray], np.ndarray], tuple[str, ...]]:
-    """Images (N, H, W, C) -> logits (N, classes), of a model whose BatchNorm is folded where it is `tuned`, and the levers it pulls.
+def program(model: Model, execution: Execution) -> tuple[Callable[[Inputs], np.ndarray], tuple[str, ...]]:
+    """Inputs -> logits, (N, classes), of a model whose BatchNorm is folded where it is `tuned`, and the levers it pulls.
 
-    Tuned: channels-last and oneDNN Graph, every thread with its own images; or, where it compiles, constant weights (inductor's freezing).
+    Tuned: channels-last and oneDNN Graph, every thread with its own samples; or, where it compiles, constant weights (inductor's freezing).
     """
     native: Any = model.native
     if execution.tuned:
@@ -31,20 +32,20 @@ def program(model: Model, execution: Execution) -> tuple[Callable[[np.ndarray], 
         native = OneDNNGraph(native)
     layout = torch.channels_last if execution.tuned else torch.contiguous_format
 
-    def run(images: np.ndarray) -> np.ndarray:
-        model.check_images(images)
+    def run(named: Named) -> np.ndarray:
         with full_precision(), torch.no_grad():
-            x = torch.from_numpy(images).permute(0, 3, 1, 2).contiguous(memory_format=layout)
-            return np.asarray(native(x).numpy())
+            return np.asarray(native(*model.native_inputs(named, layout)).numpy())
 
-    def share(images: np.ndarray) -> np.ndarray:
+    def share(named: Named) -> np.ndarray:
         with one_thread():
-            return run(images)
+            return run(named)
 
     if execution.compile:
-        return run, ("torch.compile", *("channels-last", "folded BatchNorm", "freezing") * execution.tuned)
+        levers: tuple[str, ...] = ("torch.compile", *("channels-last", "folded BatchNorm", "freezing") * execution.tuned)
+        return lambda inputs: run(model.check_inputs(inputs)), levers
     levers = ("channels-last", "folded BatchNorm", "oneDNN Graph through TorchScript", "every thread its own images")
-    return shared_out(share, run, torch.get_num_threads()), levers
+    shared = shared_out(share, run, torch.get_num_threads())
+    return lambda inputs: shared(model.check_inputs(inputs)), levers
 
 
 @contextlib.contextmanager
@@ -67,22 +68,23 @@ class OneDNNGraph:
 
     def __init__(self, native: nn.Module) -> None:
         self.native = native
-        self.programs: dict[torch.Size, Callable[[Tensor], Tensor]] = {}
+        self.programs: dict[tuple[torch.Size, ...], Callable[..., Tensor]] = {}
         self.lock = threading.Lock()
 
-    def __call__(self, x: Tensor) -> Tensor:
+    def __call__(self, *inputs: Tensor) -> Tensor:
         """What the module returns; the first call of a shape compiles."""
+        shapes = tuple(x.shape for x in inputs)
         with self.lock:  # the switch is the process's
-            if x.shape not in self.programs:
-                self.programs[x.shape] = self._compiled(x)
-        return self.programs[x.shape](x)
+            if shapes not in self.programs:
+                self.programs[shapes] = self._compiled(inputs)
+        return self.programs[shapes](*inputs)
 
-    def _compiled(self, example: Tensor) -> Callable[[Tensor], Tensor]:
+    def _compiled(self, example: tuple[Tensor, ...]) -> Callable[..., Tensor]:
         with onednn_graph(), warnings.catch_warnings():
             warnings.simplefilter("ignore", FutureWarning)  # of TorchScript's deprecation
             made = torch.jit.freeze(torch.jit.trace(self.native, example, check_trace=False))
             for _ in range(2):  # TorchScript looks at the shapes of a first call, and compiles for them in the second
-                made(example)
+                made(*example)
         return made
 
 

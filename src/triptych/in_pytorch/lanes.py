@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from triptych.core import batch as batches
 from triptych.core.contender import LANES, RATE, RECIPE, STOCK, Contender, ready
 from triptych.core.contract import Execution
 from triptych.core.folding import fold
@@ -53,13 +54,14 @@ def training(model: Model, execution: Execution) -> Contender:
 
 
 def export_onnx(spec: Spec, weights: Mapping[str, np.ndarray], path: Path) -> None:
-    """The model in eval mode as one ONNX file, of any batch size: `images` (N, C, H, W) float32 -> `logits` (N, classes)."""
-    height, width, channels = spec.input_shape
-    native = create_model(spec, weights, precision="float32", device="cpu").native
-    example = torch.zeros(2, channels, height, width)  # 2, because torch.export takes a size of 1 for a constant
-    batch = ({0: torch.export.Dim("batch")},)
-    names: dict[str, Any] = {"input_names": ["images"], "output_names": ["logits"], "dynamic_shapes": batch}
-    program = torch.onnx.export(native, (example,), dynamo=True, verbose=False, **names)
+    """The model in eval mode as one ONNX file, of any batch size: inputs by their names, images (N, C, H, W) -> `logits` float32."""
+    model = create_model(spec, weights, precision="float32", device="cpu")
+    # 2, because torch.export takes a size of 1 for a constant.
+    example = model.native_inputs(model.check_inputs(batches.random(spec, 2, np.random.default_rng(0))))
+    size = torch.export.Dim("batch")
+    names: dict[str, Any] = {"input_names": [each.name for each in spec.inputs()], "output_names": ["logits"]}
+    names["dynamic_shapes"] = tuple({0: size} for _ in example)
+    program = torch.onnx.export(model.native, example, dynamo=True, verbose=False, **names)
     assert program is not None, "with dynamo=True and no file it is returned"
     program.save(str(path), external_data=False)
 

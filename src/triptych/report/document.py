@@ -252,7 +252,7 @@ def _planting(fault: Fault) -> tuple[Cell, ...]:
 def _cost(evidence: Evidence) -> Iterator[Block]:
     if evidence.costs:
         rows = tuple(
-            (Cell(c.model, code=True), Cell(str(c.image_size)), Cell(number(c.parameters)), Cell(size(c.macs)), Cell(size(c.flops)))
+            (Cell(c.model, code=True), Cell(number(c.image_size)), Cell(number(c.parameters)), Cell(size(c.macs)), Cell(size(c.flops)))
             for c in evidence.costs
         )
         yield Text("Computed from the layer table, once for all frameworks: 1 MAC = 2 FLOPs; convolutions and linear layers are counted.")

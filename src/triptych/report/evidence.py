@@ -157,10 +157,10 @@ class FaultTable:
 
 @dataclass(frozen=True, slots=True)
 class ModelCost:
-    """Parameters and arithmetic of one model at its default options (`core/cost.py`)."""
+    """Parameters and arithmetic of one model at its default options (`core/cost.py`). `image_size` is None without images."""
 
     model: str
-    image_size: int
+    image_size: int | None
     parameters: int
     macs: int
     flops: int

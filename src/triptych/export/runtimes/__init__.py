@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import importlib
 import os
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -15,6 +16,8 @@ from triptych.core.errors import FrameworkMissing
 
 if TYPE_CHECKING:
     import numpy as np
+
+    from triptych.core.batch import Inputs
 
 EXTRA = "runtimes"
 ONNX = ("onnx", "onnxscript")
@@ -54,9 +57,13 @@ def load(name: str) -> Any:
     return importlib.import_module(RUNTIMES[name].module)
 
 
-def channels_first(images: np.ndarray, labels: np.ndarray) -> np.ndarray:
-    """The staging of every runtime: (N, H, W, C) -> (N, C, H, W), which is what PyTorch's model takes; labels are not used."""
-    return images.transpose(0, 3, 1, 2).copy()
+def channels_first(inputs: Inputs, labels: np.ndarray) -> list[np.ndarray]:
+    """The staging of every runtime: images (N, H, W, C) -> (N, C, H, W), which is what PyTorch's model takes; labels are not used.
+
+    Several inputs come in the order of the spec, which is that of the exported model.
+    """
+    arrays = list(inputs.values()) if isinstance(inputs, Mapping) else [inputs]
+    return [array.transpose(0, 3, 1, 2).copy() if array.ndim == 4 else array for array in arrays]
 
 
 def threads() -> int:

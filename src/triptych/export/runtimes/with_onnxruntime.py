@@ -17,7 +17,12 @@ def contender(model: Path) -> Contender:
     options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_ENABLE_ALL
     options.intra_op_num_threads = threads()
     session = onnxruntime.InferenceSession(str(model), options, providers=["CPUExecutionProvider"])
-    return Contender(channels_first, lambda x: np.asarray(session.run(None, {"images": x})[0]), levers=("every graph optimization",))
+    names = [each.name for each in session.get_inputs()]
+
+    def run(given: list[np.ndarray]) -> np.ndarray:
+        return np.asarray(session.run(None, dict(zip(names, given, strict=True)))[0])
+
+    return Contender(channels_first, run, levers=("every graph optimization",))
 
 
 def versions() -> dict[str, str]:
