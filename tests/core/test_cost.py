@@ -43,6 +43,14 @@ def test_attention_by_hand():
     assert layers["head"].macs == 192 * 1000
 
 
+def test_the_bare_block_costs_what_a_block_of_a_vit_does():
+    vit, block = catalog.get_spec("vit_tiny_patch16_224"), cost(catalog.get_spec("transformer_block", tokens=197))
+    inside = [layer for layer in cost(vit).layers if layer.name.startswith("blocks.0.")]
+    assert block.macs == sum(layer.macs for layer in inside)
+    assert block.image_size is None
+    assert block.layers[-1].output == (197, 192)
+
+
 @pytest.mark.parametrize("name", catalog.CATALOG)
 def test_parameters_are_the_catalogued_count(name):
     assert cost(catalog.get_spec(name)).parameters == catalog.CATALOG[name].parameters

@@ -92,6 +92,11 @@ def _vit(name: str) -> ViTSpec:
     return ViTSpec(name, 16, width, 12, heads, 4 * width, LAYER_NORM_EPSILON, 1000, 3, 224, VIT)
 
 
+def _transformer_block(name: str) -> TransformerBlockSpec:
+    width, heads = VIT_SIZES["vit_tiny_patch16_224"]
+    return TransformerBlockSpec(name, tokens=64, width=width, heads=heads, mlp_width=4 * width, layer_norm_epsilon=LAYER_NORM_EPSILON)
+
+
 _IMAGENET_COUNTS = (11_689_512, 21_797_672, 25_557_032, 44_549_160, 60_192_808)
 _CIFAR_COUNTS = (269_722, 464_154, 658_586, 853_018, 1_727_962)
 _VIT_COUNTS = (5_717_416,)
@@ -115,6 +120,9 @@ CATALOG: dict[str, Entry] = {
         )
         for name, count in zip(VIT_SIZES, _VIT_COUNTS, strict=True)
     },
+    "transformer_block": Entry(
+        _transformer_block, "Pre-norm transformer block of ViT-Tiny's width over 64 tokens, by itself", "Dosovitskiy et al. 2021", 444_864
+    ),
 }
 
 

@@ -22,11 +22,13 @@ from triptych.core.spec import ResNetSpec, Spec
 from triptych.in_jax import weights as checkpoint
 from triptych.in_jax.mlp import MLP
 from triptych.in_jax.resnet import ResNet
-from triptych.in_jax.vit import VisionTransformer
+from triptych.in_jax.vit import BareTransformerBlock, VisionTransformer
 
 Arrays = dict[str, np.ndarray]
 
-FAMILIES: dict[str, Callable[..., nn.Module]] = {"resnet": ResNet, "mlp": MLP, "vit": VisionTransformer}
+FAMILIES: dict[str, Callable[..., nn.Module]] = {
+    "resnet": ResNet, "mlp": MLP, "vit": VisionTransformer, "transformer_block": BareTransformerBlock,
+}  # fmt: skip
 
 
 @dataclass(frozen=True, eq=False)

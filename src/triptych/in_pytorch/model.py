@@ -22,10 +22,12 @@ from triptych.core.spec import Spec
 from triptych.in_pytorch import weights as canonical
 from triptych.in_pytorch.mlp import MLP
 from triptych.in_pytorch.resnet import ResNet
-from triptych.in_pytorch.vit import VisionTransformer
+from triptych.in_pytorch.vit import BareTransformerBlock, VisionTransformer
 from triptych.in_pytorch.weights import Arrays
 
-FAMILIES: dict[str, Callable[..., nn.Module]] = {"resnet": ResNet, "mlp": MLP, "vit": VisionTransformer}
+FAMILIES: dict[str, Callable[..., nn.Module]] = {
+    "resnet": ResNet, "mlp": MLP, "vit": VisionTransformer, "transformer_block": BareTransformerBlock,
+}  # fmt: skip
 DTYPES = {"float32": torch.float32, "float64": torch.float64}
 
 

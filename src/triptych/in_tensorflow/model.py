@@ -19,10 +19,10 @@ from triptych.core.spec import EMBEDDING, ResNetSpec, Spec, ViTSpec
 from triptych.in_tensorflow import weights as canonical
 from triptych.in_tensorflow.mlp import mlp
 from triptych.in_tensorflow.resnet import last_layer, resnet
+from triptych.in_tensorflow.vit import bare_block, vit
 from triptych.in_tensorflow.vit import last_layer as last_of_block
-from triptych.in_tensorflow.vit import vit
 
-BUILDERS: dict[str, Callable[..., keras.Model]] = {"resnet": resnet, "mlp": mlp, "vit": vit}
+BUILDERS: dict[str, Callable[..., keras.Model]] = {"resnet": resnet, "mlp": mlp, "vit": vit, "transformer_block": bare_block}
 # Our device names and TensorFlow's device types.
 DEVICE_TYPES = {"cpu": "CPU", "cuda": "GPU", "tpu": "TPU"}
 
@@ -239,7 +239,7 @@ def segments(model: keras.Model, spec: Spec) -> list[keras.Model]:
     if isinstance(spec, ResNetSpec):
         names = ["maxpool" if spec.stem.max_pool else "relu", *(last_layer(block) for block in spec.blocks())]
     elif isinstance(spec, ViTSpec):
-        names = [EMBEDDING, *(last_of_block(f"blocks.{i}") for i in range(spec.depth))]
+        names = [EMBEDDING, *(last_of_block(f"blocks.{i}.") for i in range(spec.depth))]
     else:
         return [model]
     cuts = [model.input, *(model.get_layer(name).output for name in names), model.output]
