@@ -7,11 +7,13 @@ from typing import Any
 
 import numpy as np
 import pytest
+from safetensors.numpy import save_file
 
 from triptych.bench import record, session
 from triptych.bench.processes import Failed
 from triptych.bench.proof import Proof
-from triptych.core import contract
+from triptych.bench.suite import Case
+from triptych.core import catalog, contract, initialize
 from triptych.core.errors import ParityFailed
 
 FRAMEWORKS = contract.installed()
@@ -43,6 +45,19 @@ def test_frameworks_take_turns_and_agree_while_they_are_timed(lab: Any, mode: st
     pairs = len(FRAMEWORKS) * (len(FRAMEWORKS) - 1) // 2
     assert len(made["groups"][0]["comparisons"]) == pairs
     assert made["groups"][0]["a_a"]["smallest_difference"] > 0.0
+
+
+@pytest.mark.parametrize("mode", ["inference", "training_step"])
+def test_a_model_without_images_is_timed_as_any_other(lab: Any, mode: str, tmp_path: Any) -> None:
+    options = {"tokens": 4, "width": 8, "heads": 2, "mlp_width": 12}
+    weights = tmp_path / "weights.safetensors"
+    save_file(initialize.parity_weights(catalog.get_spec("transformer_block", **options), 0, "float32"), weights)
+    models = [{"name": "transformer_block", "options": options}]
+    suite = lab.suite(models=models, modes=[mode], frameworks=FRAMEWORKS, lanes=["default", "compiled"], rounds=2, check_every=1)
+    group = lab.group(suite, {name: lab.Local(name) for name in FRAMEWORKS}, Proof(lab.certificate, weights))
+    assert [entry.failure for entry in group.entries] == [None] * (2 * len(FRAMEWORKS) - ("jax" in FRAMEWORKS))
+    tuned = Case("pytorch", "transformer_block", options, "tuned", mode, 4)
+    assert tuned.unavailable() == "what is tuned are convolutions, and transformer_block has none"
 
 
 def test_the_same_inputs_reach_every_framework_and_no_two_steps_get_the_same(lab: Any) -> None:

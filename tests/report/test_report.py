@@ -224,6 +224,21 @@ def test_a_rung_without_evidence_is_drawn_as_such(evidence, monkeypatch):
         assert "FAIL" in text
 
 
+def test_a_rung_that_does_not_apply_is_told_and_not_taken_for_one_left_out(evidence, monkeypatch):
+    monkeypatch.setattr(figures, "svg", lambda draw, canvas, prefix: "")
+    whole = evidence.certificates[0]
+    idle = ({"number": 2, "name": "preprocessing", "reason": "it takes features"},)
+    rungs = tuple(rung for rung in whole.rungs if rung.number != 2)
+    for told, left_out in ((idle, False), ((), True)):
+        certificate = dataclasses.replace(whole, rungs=rungs, not_applicable=told)
+        made = dataclasses.replace(evidence, certificates=(certificate,))
+        assert ev.from_dict(json.loads(json.dumps(ev.to_dict(made)))) == made
+        text = rendered(made)[1]
+        assert ("Rung 2, preprocessing, does not apply: it takes features." in text) != left_out
+        assert ("rung 2 does not apply" in text) != left_out
+        assert ("were left out here" in text) == left_out
+
+
 def test_newer_writers_may_add_keys_and_a_missing_one_is_named(evidence):
     data = json.loads(json.dumps(ev.to_dict(evidence)))
     data["certificates"][0]["rungs"][0]["invented"] = 1

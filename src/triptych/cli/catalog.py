@@ -32,6 +32,10 @@ def list_command(pattern: str, as_json: bool) -> None:
 @click.option("--num-classes", type=int, help="Classes of the head.")
 @click.option("--in-channels", type=int, help="Channels of the input image.")
 @click.option("--image-size", type=int, help="Height and width of the input image.")
+@click.option("--tokens", type=int, help="Of transformer_block: the length of the sequence.")
+@click.option("--width", type=int, help="Of transformer_block: the features of a token.")
+@click.option("--heads", type=int, help="Of transformer_block: the heads of its attention.")
+@click.option("--mlp-width", type=int, help="Of transformer_block: the width inside its MLP.")
 @click.option("--layers", "show_layers", is_flag=True, help="Show the layer table, in execution order.")
 @json_option
 def info_command(model: str, show_layers: bool, as_json: bool, **options: int | None) -> None:

@@ -72,7 +72,13 @@ def _certificate(certificate: Certificate, command: str | None) -> Iterator[Bloc
     if certificate.first_divergence:
         yield Note(f"First divergence of {certificate.model}: {certificate.first_divergence}")
     yield _rung_table(certificate, command)
-    short = [name for name, count in Counter(rung.precision for rung in certificate.rungs).items() if count < RUNGS]
+    for rung in certificate.not_applicable:
+        yield Note(f"Rung {rung['number']}, {rung['name']}, does not apply: {rung['reason']}.")
+    short = [
+        name
+        for name, count in Counter(rung.precision for rung in certificate.rungs).items()
+        if count + len(certificate.not_applicable) < RUNGS
+    ]
     if short:
         yield Note(
             f"In {' and '.join(short)} the long runs of the upper rungs were left out here, for time; the certificate in "

@@ -66,7 +66,7 @@ class Context:
 
 @dataclass(frozen=True, slots=True)
 class Certificate:
-    """What `triptych parity MODEL --json` prints, with the curves of rung 8 and the context."""
+    """What `triptych parity MODEL --json` prints, with the curves of rung 8 and the context; `not_applicable` are rungs with reasons."""
 
     verdict: str
     model: str
@@ -76,6 +76,7 @@ class Certificate:
     first_divergence: dict[str, Any] | str | None = None
     context: Context | None = None
     curves: tuple[Curves, ...] = ()
+    not_applicable: tuple[dict[str, Any], ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
