@@ -285,14 +285,15 @@ def test_timm_resnet18(torch: Any, tmp_path: Path) -> None:
     check_imported(imported, {name: tensor.numpy() for name, tensor in state.items()})
 
 
-def test_timm_vit_tiny(torch: Any, tmp_path: Path) -> None:
+@pytest.mark.parametrize("name", list(catalog.VIT_SIZES))
+def test_a_timm_vit_of_other_classes_channels_and_size(torch: Any, tmp_path: Path, name: str) -> None:
     timm = pytest.importorskip("timm", reason="timm, a peer whose files we import, is not installed")
     from safetensors.torch import save_file
 
-    state = timm.create_model("vit_tiny_patch16_224", num_classes=3, in_chans=1, img_size=64).state_dict()
+    state = timm.create_model(name, num_classes=3, in_chans=1, img_size=64).state_dict()
     save_file(state, tmp_path / "model.safetensors")
-    imported = importers.to_canonical(foreign_file.read(tmp_path / "model.safetensors"), "vit_tiny_patch16_224")
-    assert imported.spec == catalog.get_spec("vit_tiny_patch16_224", num_classes=3, in_channels=1, image_size=64)
+    imported = importers.to_canonical(foreign_file.read(tmp_path / "model.safetensors"), name)
+    assert imported.spec == catalog.get_spec(name, num_classes=3, in_channels=1, image_size=64)
     check_imported(imported, {name: tensor.numpy() for name, tensor in state.items()})
 
 
