@@ -77,6 +77,11 @@ class Plan:
         return {2: reason} if 2 in self.rungs and self.spec.preprocessing is None else {}
 
     @property
+    def calibrates(self) -> bool:
+        """Whether the given weights first get running statistics, for which a model must have some."""
+        return self.calibrate and any(tensor.kind == "running_mean" for tensor in self.spec.tensors())
+
+    @property
     def recipes(self) -> dict[str, Recipe]:
         """The two recipes by their optimizers."""
         return {"sgd": self.sgd, "adamw": self.adamw}

@@ -71,7 +71,7 @@ def prove(plan: Plan, weights: Weights | None, run: Path, progress: Progress = l
     with worker_processes(plan, run) as processes:
         readers = {name: ShardReader(run / name, alive(process)) for name, process in processes.items()}
         peak = _watch(comparer.consume(readers), plan, run, progress)
-    used = plans.load(run)[1] if not plan.calibrate else _load(run / "weights.safetensors")
+    used = plans.load(run)[1] if not plan.calibrates else _load(run / "weights.safetensors")
     summaries = {name: reader.summary for name, reader in readers.items()}
     proof = Proof(plan, comparer, summaries, used, peak, time.perf_counter() - started)
     write_json(run / "comparison.json", {"schema": 1, "tensors": [asdict(c) for c in comparer.comparisons]})

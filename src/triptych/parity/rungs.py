@@ -6,8 +6,9 @@ Rung code knows no architecture: it asks the spec for names and the subject for 
 from __future__ import annotations
 
 import dataclasses
+import functools
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -133,10 +134,7 @@ def optimizer_alone(subject: Subject) -> Iterator[Observation]:
     """Rung 6: given identical gradients and state in the middle of a run, the state after one update; for each recipe."""
     for kind in ("sgd", "adamw"):
         trainer = subject.trainer_from(kind, _arbitrary_state(subject, kind, MIDDLE))
-        gradients = Converted(
-            {name: (name, like) for name, like in _parameters(subject).items()},
-            lambda held: _noise(subject, f"gradient/{held[0]}", held[1], 1e-2),
-        )
+        gradients = _computed(_parameters(subject), lambda name, like: _noise(subject, f"gradient/{name}", like, 1e-2))
         trainer.apply(gradients, subject.learning_rate(subject.plan.recipes[kind].schedule, MIDDLE))
         yield from _state(6, subject, kind, trainer.view(), MIDDLE)
         del trainer  # so that the next one finds its memory free
@@ -235,11 +233,17 @@ def _arbitrary_state(subject: Subject, kind: str, step: int) -> TrainingState:
     def average(name: str, value: np.ndarray) -> np.ndarray:
         return value if value.dtype == np.int64 else value + _noise(subject, f"ema/{name}", value, 1e-2)
 
-    recipe, weights = subject.recipes[kind], subject.weights
-    slots = {slot: {name: moment(slot, name, like) for name, like in _parameters(subject).items()} for slot in recipe.optimizer.slots}
-    ema = {} if recipe.ema_decay is None else {name: average(name, value) for name, value in weights.items()}
+    recipe, weights, parameters = subject.recipes[kind], subject.weights, _parameters(subject)
+    # Each tensor is made when it is read: all of them would double the memory of a large model's state.
+    slots = {slot: _computed(parameters, functools.partial(moment, slot)) for slot in recipe.optimizer.slots}
+    ema = {} if recipe.ema_decay is None else _computed(weights, average)
     start = initial_state(recipe, weights, subject.training_spec)
     return dataclasses.replace(start, slots=slots, ema=ema, step=step)
+
+
+def _computed(tensors: Weights, compute: Callable[[str, np.ndarray], np.ndarray]) -> Converted:
+    """`compute(name, tensor)` of each, when it is read."""
+    return Converted({name: (name, tensor) for name, tensor in tensors.items()}, lambda held: compute(*held))
 
 
 def _noise(subject: Subject, stream: str, like: np.ndarray, scale: float) -> np.ndarray:

@@ -46,7 +46,7 @@ def run(run_directory: Path, framework: str) -> None:
 
 def _weights(run_directory: Path, plan: Plan, framework: str, weights: Weights) -> Weights:
     """The plan's weights; parity weights first get running statistics from one float64 train-mode pass of the reference."""
-    if not plan.calibrate:
+    if not plan.calibrates:
         return weights
     path = run_directory / "weights.safetensors"
     if framework == plan.frameworks[0] and not path.exists():
