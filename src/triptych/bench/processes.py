@@ -112,11 +112,16 @@ def answer_all(ask: Callable[..., dict[str, Any]]) -> None:
 
 
 def settings(threads: int, cache: Path) -> dict[str, str]:
-    """The environment of every worker: one number of threads, no TF32, and compilers that keep what they make under `cache`."""
+    """The environment of every worker: one number of threads, float32 that is float32, and compilers that keep what they make in `cache`.
+
+    `TF_XLA_FLAGS` of the caller stay; of oneDNN's environment nothing does that would have it compute in bfloat16.
+    """
+    xla = f"{os.environ.get('TF_XLA_FLAGS', '')} --tf_xla_persistent_cache_directory={cache / 'xla'}".strip()
     return {
         **dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "TF_NUM_INTRAOP_THREADS"), str(threads)),
         "TF_NUM_INTEROP_THREADS": "1",
         "NVIDIA_TF32_OVERRIDE": "0",
+        "ONEDNN_DEFAULT_FPMATH_MODE": "STRICT",
         "KERAS_BACKEND": "tensorflow",
         "TF_CPP_MIN_LOG_LEVEL": "3",
         "PYTHONUNBUFFERED": "1",
@@ -124,12 +129,14 @@ def settings(threads: int, cache: Path) -> dict[str, str]:
         "JAX_COMPILATION_CACHE_DIR": str(cache / "jax"),
         "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
         "TORCHINDUCTOR_CACHE_DIR": str(cache / "inductor"),
+        "TF_XLA_FLAGS": xla,
     }
 
 
 NUMERICS = {
     "precision": "float32",
     "our lanes": "full float32 products: torch fp32_precision ieee, TensorFlow without TF32, jax_default_matmul_precision highest",
+    "runtimes": "float32 as the exported file has it; OpenVINO with INFERENCE_PRECISION_HINT f32",
     "stock lanes": "the framework's defaults for float32 on a CPU",
     "fast math": "none switched on",
 }

@@ -13,6 +13,8 @@ from triptych.core.contract import Execution
 from triptych.core.recipe import SGD, Recipe, Schedule
 
 MODES = ("inference", "training_step")
+WITH_DATA = "training_step_with_data"
+"""What a benchmark also times: a training step together with the making of its batch by the room's own input pipeline."""
 STOCK = "stock"
 """The lane of what a user of the framework writes without us: torchvision, keras.applications, plain Flax."""
 LANES = {

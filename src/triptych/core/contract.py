@@ -279,8 +279,19 @@ class Room(Protocol):
         """A lane to be timed (`core.contender`), in float32 on the CPU, with these weights; LaneMissing when there is none."""
         ...
 
+    def numerics(self) -> dict[str, str]:
+        """What float32 means in this process, as the framework tells it: precision of products, flags, threads."""
+        ...
+
+    def forget(self) -> None:
+        """Drop what compilers and tracers remember of models that are gone: the next is timed as if it were the first."""
+        ...
+
     def phases(self) -> contextlib.AbstractContextManager[dict[str, float]]:
-        """While open, the framework's own clock of a first call: on the way out seconds of `trace`, and of `compile` where it tells."""
+        """While open, the framework's own clock of a first call: on the way out seconds of `trace`, and of `compile` where it tells.
+
+        Where there is a cache of compiled programs that counts, its `cache_hits` and `cache_misses` meanwhile, too.
+        """
         ...
 
     def versions(self) -> dict[str, str]:

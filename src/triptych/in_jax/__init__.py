@@ -12,6 +12,7 @@ from triptych.in_jax.data import batches, decode, preprocess, resize
 from triptych.in_jax.faults import PLANTINGS
 from triptych.in_jax.lanes import contender, phases
 from triptych.in_jax.model import Model
+from triptych.in_jax.process import forget, numerics
 from triptych.in_jax.profile import annotate, operators, profile
 from triptych.in_jax.train import Trainer, create_trainer
 
@@ -27,6 +28,6 @@ def versions() -> dict[str, str]:
 
 
 __all__ = [
-    "PLANTINGS", "Model", "Trainer", "annotate", "batches", "contender", "create_model", "create_trainer", "decode", "operators",
-    "phases", "preprocess", "profile", "resize", "versions",
+    "PLANTINGS", "Model", "Trainer", "annotate", "batches", "contender", "create_model", "create_trainer", "decode", "forget",
+    "numerics", "operators", "phases", "preprocess", "profile", "resize", "versions",
 ]  # fmt: skip

@@ -67,17 +67,27 @@ PHASES = {
 """JAX's events by our names; lowering to StableHLO counts as tracing. A program found in the persistent cache is compiled in no time."""
 
 
+CACHE = {"/jax/compilation_cache/cache_hits": "cache_hits", "/jax/compilation_cache/cache_misses": "cache_misses"}
+"""Of the persistent cache, where there is one."""
+
+
 @contextlib.contextmanager
 def phases() -> Iterator[dict[str, float]]:
-    """While open, seconds of `trace` and `compile` as JAX's monitoring tells them."""
-    seconds = dict.fromkeys(PHASES.values(), 0.0)
+    """While open, seconds of `trace` and `compile` as JAX's monitoring tells them, and the programs found in its cache, and not."""
+    seconds = dict.fromkeys((*PHASES.values(), *CACHE.values()), 0.0)
 
     def listen(event: str, duration_secs: float, **kwargs: str | int) -> None:
         if event in PHASES:
             seconds[PHASES[event]] += duration_secs
 
+    def count(event: str, **kwargs: str | int) -> None:
+        if event in CACHE:
+            seconds[CACHE[event]] += 1
+
     jax.monitoring.register_event_duration_secs_listener(listen)
+    jax.monitoring.register_event_listener(count)
     try:
         yield seconds
     finally:
         jax.monitoring.unregister_event_duration_listener(listen)
+        jax.monitoring.unregister_event_listener(count)

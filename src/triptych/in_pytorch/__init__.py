@@ -12,6 +12,7 @@ from triptych.in_pytorch.data import batches, decode, preprocess, resize
 from triptych.in_pytorch.faults import PLANTINGS
 from triptych.in_pytorch.lanes import contender, export_onnx, phases
 from triptych.in_pytorch.model import Model, create_model
+from triptych.in_pytorch.process import forget, numerics
 from triptych.in_pytorch.profile import annotate, operators, profile
 from triptych.in_pytorch.train import Trainer, create_trainer
 
@@ -23,5 +24,5 @@ def versions() -> dict[str, str]:
 
 __all__ = [
     "PLANTINGS", "Model", "Trainer", "annotate", "batches", "contender", "create_model", "create_trainer", "decode", "export_onnx",
-    "operators", "phases", "preprocess", "profile", "resize", "versions",
+    "forget", "numerics", "operators", "phases", "preprocess", "profile", "resize", "versions",
 ]  # fmt: skip

@@ -73,20 +73,23 @@ def levers(execution: Execution) -> tuple[str, ...]:
 
 @contextlib.contextmanager
 def phases() -> Iterator[dict[str, float]]:
-    """While open, seconds of `trace` and `compile` as dynamo's clocks tell them, on the way out: it and its backend, inductor."""
+    """While open, seconds of `trace` and `compile` as dynamo's clocks tell them, on the way out: it and its backend, inductor.
+
+    `cache_hits` and `cache_misses` are inductor's, of graphs.
+    """
     seconds: dict[str, float] = {}
-    whole, backend = _clocks()
+    start = _clocks()
     try:
         yield seconds
     finally:
-        whole, backend = (after - before for after, before in zip(_clocks(), (whole, backend), strict=True))
-        seconds |= {"trace": whole - backend, "compile": backend}
+        whole, backend, hits, misses = (after - before for after, before in zip(_clocks(), start, strict=True))
+        seconds |= {"trace": whole - backend, "compile": backend, "cache_hits": hits, "cache_misses": misses}
 
 
-def _clocks() -> tuple[float, float]:
-    """Seconds in dynamo, and those of them in its backend, since the process began."""
+def _clocks() -> tuple[float, ...]:
+    """Seconds in dynamo, and those of them in its backend; graphs found in inductor's cache, and those not; since the process began."""
     # No public name: imported here, so that a version without it costs a benchmark and not the room.
-    from torch._dynamo.utils import compilation_time_metrics
+    from torch._dynamo.utils import compilation_time_metrics, counters
 
-    whole, backend = (sum(compilation_time_metrics.get(key, ())) for key in ("_compile.compile_inner", "OutputGraph.call_user_compiler"))
-    return whole, backend
+    seconds = (sum(compilation_time_metrics.get(key, ())) for key in ("_compile.compile_inner", "OutputGraph.call_user_compiler"))
+    return *seconds, *(counters["inductor"][f"fxgraph_cache_{found}"] for found in ("hit", "miss"))

@@ -9,6 +9,7 @@ from triptych.in_tensorflow.data import batches, decode, preprocess, resize
 from triptych.in_tensorflow.faults import PLANTINGS
 from triptych.in_tensorflow.lanes import contender, phases
 from triptych.in_tensorflow.model import create_model
+from triptych.in_tensorflow.process import forget, numerics
 from triptych.in_tensorflow.profile import annotate, operators, profile
 from triptych.in_tensorflow.train import create_trainer
 
@@ -19,6 +20,6 @@ def versions() -> dict[str, str]:
 
 
 __all__ = [
-    "PLANTINGS", "annotate", "batches", "contender", "create_model", "create_trainer", "decode", "operators", "phases", "preprocess",
-    "profile", "resize", "versions",
+    "PLANTINGS", "annotate", "batches", "contender", "create_model", "create_trainer", "decode", "forget", "numerics", "operators",
+    "phases", "preprocess", "profile", "resize", "versions",
 ]  # fmt: skip

@@ -47,6 +47,17 @@ def create_model(spec: Spec, weights: Mapping[str, np.ndarray], *, precision: st
     return model
 
 
+@contextlib.contextmanager
+def full_precision() -> Iterator[None]:
+    """float32 means float32 for a while: TensorFlow's default is TF32 where the GPU has it (numerics 28)."""
+    tf32 = tf.config.experimental.tensor_float_32_execution_enabled()
+    tf.config.experimental.enable_tensor_float_32_execution(False)
+    try:
+        yield
+    finally:
+        tf.config.experimental.enable_tensor_float_32_execution(tf32)
+
+
 def resolve_device(device: str) -> str:
     """`auto` becomes cuda when a GPU is visible, else cpu; UsageError for a device that is not there."""
     check_device(device)
@@ -127,14 +138,9 @@ class Model:
 
     @contextlib.contextmanager
     def running(self) -> Iterator[None]:
-        """On the model's device and in full float32: TensorFlow's default is TF32 where the GPU has it (numerics 28)."""
-        tf32 = tf.config.experimental.tensor_float_32_execution_enabled()
-        tf.config.experimental.enable_tensor_float_32_execution(False)
-        try:
-            with tf.device(DEVICE_TYPES[self.device]):
-                yield
-        finally:
-            tf.config.experimental.enable_tensor_float_32_execution(tf32)
+        """On the model's device and in full float32."""
+        with full_precision(), tf.device(DEVICE_TYPES[self.device]):
+            yield
 
     def tensor(self, array: np.ndarray) -> tf.Tensor:
         """A numpy array as a tensor in the model's precision."""
