@@ -168,10 +168,12 @@ def test_what_is_shown_has_every_sample_s_fate_and_no_figure_that_is_not_known(l
     entry.turns = [[0.010 + 0.0001 * (number % 3)] for number in range(70)]
     slower.turns, slower.built["first_call_seconds"] = [[turn[0] / 2] for turn in entry.turns], 2.0
     entry.turns[5] = [9.0]
+    slower.built |= {"unequal": "it has biases", "macs": 3 * 2368}
     group.rounds, group.twin = [dict(group.rounds[0]) for _ in range(70)], entry.turns
     shown = table(lab.record(tmp_path / "tiny.json", suite, [dataclasses.replace(group, entries=[entry, slower])]))
     assert "pytorch/default: 1 of 70 samples far out, the slowest 9000.000 ms; none is dropped" in shown
     assert "pytorch/compiled: has made up for its compilation after 396 steps" in shown
+    assert "pytorch/compiled: another model, it has biases; 3.00 times the FLOPs" in shown
     assert "pytorch/compiled is faster" in shown
     (row,) = (line.split() for line in shown.splitlines() if line.startswith("  pytorch/default  "))
     assert row[7:10] == ["10.200", "n/a", "n/a"], "70 samples are enough for p90 and for no more"

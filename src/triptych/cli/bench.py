@@ -119,13 +119,15 @@ def _line(row: dict[str, Any]) -> str:
 
 
 def _notes(row: dict[str, Any]) -> list[str]:
-    """Beside a row: samples far out, which are in its figures like all others, and when a compilation has paid."""
+    """Beside a row: why it is no equal of ours, samples far out, which are in its figures like all others, when a compilation has paid."""
     if "failure" in row:
         return []
     name, steps, count = f"{row['framework']}/{row['lane']}", row.get("break_even_steps"), row["outliers"]
     far = f"{name}: {count} of {row['n']} samples far out, the slowest {row['slowest'] * 1e3:.3f} ms; none is dropped"
     paid = f"{name}: has made up for its compilation after {steps} steps"
-    return [far] * bool(count) + [paid] * bool(steps)
+    proof = row["certificate"]
+    unequal = f"{name}: another model, {proof.get('reason')}; {proof.get('flop_ratio', 0.0):.2f} times the FLOPs"
+    return [unequal] * ("flop_ratio" in proof) + [far] * bool(count) + [paid] * bool(steps)
 
 
 def _policy(made: dict[str, Any]) -> list[str]:
