@@ -9,9 +9,10 @@ from pydantic import BaseModel, ConfigDict, Field, field_validator
 
 from triptych.bench.tracing import opened
 from triptych.core import catalog, contract, workers, yaml_file
+from triptych.core.architecture import ImageArchitecture
 from triptych.core.contender import LANES, STOCK, WITH_DATA
 from triptych.core.errors import InputRefused, UsageError
-from triptych.core.spec import ImageArchitecture, Spec
+from triptych.core.spec import Spec
 from triptych.export.runtimes import RUNTIMES, missing
 
 Name = Literal["pytorch", "tensorflow", "jax", "onnxruntime", "openvino"]
