@@ -83,7 +83,7 @@ def _planned(chosen: Suite, planned: dict[str, Any]) -> str:
 
 
 HEAD = (
-    f"  {'lane':<26}{'median':>11}{'95 % interval':>24}{'p90':>9}{'p95':>9}{'p99':>9}{'images/s':>10}{'peak':>7}{'memory':>10}"
+    f"  {'lane':<26}{'median':>11}{'95 % interval':>28}{'p90':>9}{'p95':>9}{'p99':>9}{'images/s':>10}{'peak':>7}{'memory':>10}"
     f"{'compile':>9}  proof"
 )
 
@@ -114,7 +114,7 @@ def _line(row: dict[str, Any]) -> str:
     interval = f"{low * 1e3:.3f} to {high * 1e3:.3f} ms"
     latency = "".join("      n/a" if row[name] is None else f"{row[name] * 1e3:>9.3f}" for name in ("p90", "p95", "p99"))
     memory = "n/a" if row["peak_memory_bytes"] is None else f"{row['peak_memory_bytes'] / 2**20:.0f} MiB"
-    figures = f"{row['median'] * 1e3:>8.3f} ms{interval:>24}{latency}{row['images_per_second']:>10.1f}{row['peak_share']:>7.0%}{memory:>10}"
+    figures = f"{row['median'] * 1e3:>8.3f} ms{interval:>28}{latency}{row['images_per_second']:>10.1f}{row['peak_share']:>7.0%}{memory:>10}"
     return f"  {name:<26}{figures}{row['compile_seconds']:>7.1f} s  {row['certificate']['kind']}"
 
 
