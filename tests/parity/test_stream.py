@@ -16,7 +16,10 @@ from triptych.core.contract import TrainingState
 from triptych.core.errors import TriptychError
 from triptych.core.recipe import AdamW, Recipe, Schedule
 from triptych.parity import observation
-from triptych.parity.observation import Observation, ShardReader, ShardWriter
+from triptych.parity.certify import training_images
+from triptych.parity.observation import Observation, ShardReader, ShardWriter, write_tensors
+from triptych.parity.plan import Plan
+from triptych.parity.subject import Kept
 from triptych.parity.trajectory import FileTrajectory, StoredTensors, counts, flatten, unflatten
 
 
@@ -143,3 +146,30 @@ def test_a_view_of_a_training_state_takes_no_memory_until_it_is_read(framework: 
     assert kept == {"weights": 4, "exp_avg": 4, "exp_avg_sq": 4, "ema": 4}
     assert held < 0.05 * size < 3.9 * size < copied
     assert all(np.array_equal(state.weights[name], value) and np.array_equal(state.ema[name], value) for name, value in weights.items())
+
+
+def test_a_subject_s_weights_stay_in_their_file_and_a_fault_may_replace_one(tmp_path: Path) -> None:
+    write_tensors(tmp_path / "w.safetensors", {"fc.weight": np.full(3, 1.5), "fc.bias": np.zeros(2), "bn.num_batches_tracked": np.array(7)})
+    held = Kept(StoredTensors(tmp_path / "w.safetensors"), "float32")
+    assert held["fc.weight"] is not held["fc.weight"], "read anew each time"
+    assert {name: held[name].dtype.name for name in held} == {
+        "fc.weight": "float32",
+        "fc.bias": "float32",
+        "bn.num_batches_tracked": "int64",
+    }
+    held["fc.bias"] = np.ones(2)
+    assert dict(held)["fc.bias"].tolist() == [1.0, 1.0]
+    assert len(held) == 3
+    with pytest.raises(TypeError, match="without one of its weights"):
+        del held["fc.bias"]
+
+
+@pytest.mark.parametrize(("model", "images"), [("resnet152", 4), ("vit_small_patch16_224", 4), ("vit_base_patch16_224", 2)])
+def test_a_large_model_is_trained_with_fewer_images(model: str, images: int) -> None:
+    assert training_images(catalog.get_spec(model)) == images
+
+
+def test_only_running_statistics_are_calibrated() -> None:
+    assert Plan(catalog.get_spec("resnet20"), ("pytorch", "jax"), "float64").calibrates
+    assert not Plan(catalog.get_spec("resnet20"), ("pytorch", "jax"), "float64", calibrate=False).calibrates
+    assert not Plan(catalog.get_spec("vit_tiny_patch16_224"), ("pytorch", "jax"), "float64").calibrates

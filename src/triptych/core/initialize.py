@@ -8,6 +8,7 @@ degenerate in eval mode, so a proof uses weights in which every term of every fo
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 
 import numpy as np
 
@@ -64,7 +65,7 @@ def parity_weights(spec: Spec, seed: int, precision: str = "float64") -> Weights
     return weights
 
 
-def calibrated(spec: Spec, weights: Weights, after: Weights, momentum: float) -> Weights:
+def calibrated(spec: Spec, weights: Mapping[str, np.ndarray], after: Weights, momentum: float) -> Weights:
     """`weights` with the running statistics that one train-mode pass (`after`, from `weights`) implies for its batch.
 
     r_after = (1 - m) r + m s is solved for s and rounded to 8 bits of mantissa, so that the numbers, and with them the hash of
@@ -78,7 +79,7 @@ def calibrated(spec: Spec, weights: Weights, after: Weights, momentum: float) ->
     return out
 
 
-def one_ulp_away(spec: Spec, weights: Weights, number: int) -> Weights:
+def one_ulp_away(spec: Spec, weights: Mapping[str, np.ndarray], number: int) -> Weights:
     """`weights` with every parameter moved by one unit in the last place, up or down by the stream `ulp/number`."""
     moved = dict(weights)
     for tensor in spec.parameters():

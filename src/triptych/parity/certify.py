@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
+
+import numpy as np
 
 from triptych.core.errors import UsageError
 from triptych.core.initialize import Weights
@@ -15,6 +18,9 @@ from triptych.parity.plan import ALL_RUNGS, Plan
 from triptych.parity.prove import Proof, certificate, prove
 from triptych.parity.recipes import describe
 from triptych.parity.subject import as_precision
+
+LARGE = 70_000_000
+"""Parameters beyond which a model is large: in float64 its weights, gradients, moments and average are 3 GB and more."""
 
 
 def certify(
@@ -28,13 +34,13 @@ def certify(
     `weights` is a canonical checkpoint of this model; its own spec (classes, channels, size) is what is proven.
     Raises InputRefused for a damaged or foreign checkpoint, UsageError for one of another model.
     """
-    given: Weights | None = None
+    given: Mapping[str, np.ndarray] | None = None
     if weights is not None:
         spec, given = _checkpoint(model, weights)
     proofs: list[Proof] = []
     for precision in precisions:
         climbed = (rungs or {}).get(precision, ALL_RUNGS)
-        plan = Plan(spec, frameworks, precision, climbed, device, calibrate=given is None)
+        plan = Plan(spec, frameworks, precision, climbed, device, training_batch=training_images(spec), calibrate=given is None)
         # Parity weights are calibrated once; the later precision takes the earlier one's, so that one hash covers both.
         start = as_precision(given, precision) if given is not None else None
         proofs.append(prove(plan, start, run / precision, progress))
@@ -42,6 +48,11 @@ def certify(
     result = certificate(model, proofs)
     write_json(run / "certificate.json", result)
     return result
+
+
+def training_images(spec: Spec) -> int:
+    """Images of a training batch: 4, and 2 where four states of a large model leave no memory for the activations of more."""
+    return 4 if sum(math.prod(tensor.shape) for tensor in spec.parameters()) <= LARGE else 2
 
 
 def certify_recipe(name: str, plan: Plan, weights: Path | None, run: Path, progress: Callable[[str], None]) -> dict[str, Any]:

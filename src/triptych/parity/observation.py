@@ -170,7 +170,7 @@ class StoredTensors(Mapping[str, np.ndarray]):
         return part
 
 
-def write_tensors(path: Path, tensors: dict[str, np.ndarray], metadata: dict[str, str] | None = None) -> None:
+def write_tensors(path: Path, tensors: Mapping[str, np.ndarray], metadata: dict[str, str] | None = None) -> None:
     """A safetensors file that appears complete or not at all."""
     partial = path.with_suffix(".partial")
     # Not ascontiguousarray, which turns a scalar into a vector.

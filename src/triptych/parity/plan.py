@@ -20,6 +20,7 @@ from triptych.core.difference import SKETCH
 from triptych.core.preprocess import ColorJitter, RandomErasing, RandomResizedCrop, Transforms
 from triptych.core.recipe import SGD, AdamW, Recipe, Schedule
 from triptych.core.spec import Preprocessing, Spec, from_dict, to_dict
+from triptych.parity.observation import StoredTensors
 
 ALL_RUNGS = (1, 2, 3, 4, 5, 6, 7, 8)
 
@@ -184,8 +185,6 @@ def weights_sha256(items: Iterable[tuple[str, np.ndarray]]) -> str:
     return digest.hexdigest()
 
 
-def load(run: Path) -> tuple[Plan, dict[str, np.ndarray]]:
-    """The plan of a run directory, and its weights."""
-    from safetensors.numpy import load_file
-
-    return Plan.from_json(json.loads((run / "plan.json").read_text())), load_file(run / "inputs.safetensors")
+def load(run: Path) -> tuple[Plan, Mapping[str, np.ndarray]]:
+    """The plan of a run directory, and its weights, each read when it is asked for."""
+    return Plan.from_json(json.loads((run / "plan.json").read_text())), StoredTensors(run / "inputs.safetensors")

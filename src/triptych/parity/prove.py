@@ -33,7 +33,7 @@ class Proof:
     plan: Plan
     comparer: Comparer
     summaries: dict[str, dict[str, Any]]
-    weights: Weights
+    weights: Mapping[str, np.ndarray]
     peak_disk_bytes: int
     seconds: float
 
@@ -65,8 +65,7 @@ def prove(plan: Plan, weights: Weights | None, run: Path, progress: Progress = l
     started = time.perf_counter()
     run.mkdir(parents=True)
     write_json(run / "plan.json", plan.to_json())
-    given = weights if weights is not None else initialize.parity_weights(plan.spec, plan.seed, plan.precision)
-    write_tensors(run / "inputs.safetensors", given)
+    write_tensors(run / "inputs.safetensors", weights or initialize.parity_weights(plan.spec, plan.seed, plan.precision))
     comparer = Comparer(plan, keep=keep)
     with worker_processes(plan, run) as processes:
         readers = {name: ShardReader(run / name, alive(process)) for name, process in processes.items()}

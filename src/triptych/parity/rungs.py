@@ -164,7 +164,7 @@ def synchronised_steps(subject: Subject, trajectory: Trajectory) -> Iterator[Obs
         del trainer
 
 
-def free_run(subject: Subject, kind: str, weights: Weights) -> Iterator[list[np.ndarray]]:
+def free_run(subject: Subject, kind: str, weights: Mapping[str, np.ndarray]) -> Iterator[list[np.ndarray]]:
     """Rung 8: a sketch of all weights and statistics after each step of a run of this framework on its own, by recipe `kind`."""
     plan, spec, recipe = subject.plan, subject.training_spec, subject.recipes[kind]
     trainer = subject.trainer_from(kind, initial_state(recipe, weights, spec))
@@ -241,9 +241,9 @@ def _arbitrary_state(subject: Subject, kind: str, step: int) -> TrainingState:
     return dataclasses.replace(start, slots=slots, ema=ema, step=step)
 
 
-def _computed(tensors: Weights, compute: Callable[[str, np.ndarray], np.ndarray]) -> Converted:
+def _computed(tensors: Mapping[str, np.ndarray], compute: Callable[[str, np.ndarray], np.ndarray]) -> Converted:
     """`compute(name, tensor)` of each, when it is read."""
-    return Converted({name: (name, tensor) for name, tensor in tensors.items()}, lambda held: compute(*held))
+    return Converted({name: name for name in tensors}, lambda name: compute(name, tensors[name]))
 
 
 def _noise(subject: Subject, stream: str, like: np.ndarray, scale: float) -> np.ndarray:

@@ -6,7 +6,7 @@ import contextlib
 import ctypes
 import functools
 import gc
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, MutableMapping
 from typing import Any
 
 import numpy as np
@@ -30,7 +30,7 @@ class Subject:
     """
 
     def __init__(
-        self, framework: str, plan: Plan, weights: Weights, *, precision: str | None = None, inputs: str | None = None,
+        self, framework: str, plan: Plan, weights: Mapping[str, np.ndarray], *, precision: str | None = None, inputs: str | None = None,
         model: Model | None = None,
     ) -> None:  # fmt: skip
         self.framework = framework
@@ -43,7 +43,7 @@ class Subject:
         self.training_spec: Spec = plan.training_spec
         self.preprocessing: Preprocessing | None = plan.spec.preprocessing
         self.recipes: dict[str, Recipe] = plan.recipes
-        self.weights: Weights = as_precision(weights, self.precision)
+        self.weights: MutableMapping[str, np.ndarray] = Kept(weights, self.precision)
         self.decode: Callable[[bytes, int], np.ndarray] = self.room.decode
         self.resize: Callable[[np.ndarray, Geometry], np.ndarray] = self.room.resize
         self.preprocess: Callable[[np.ndarray, Preprocessing], np.ndarray] = self.room.preprocess
@@ -114,6 +114,31 @@ class Subject:
             yield
 
 
+class Kept(MutableMapping[str, np.ndarray]):
+    """Weights in one precision: each is converted, or read from its file, when it is asked for, unless a fault has put another there.
+
+    A large model's are a gigabyte, which its native copy already holds.
+    """
+
+    def __init__(self, weights: Mapping[str, np.ndarray], precision: str) -> None:
+        self._weights, self._precision, self._put = weights, precision, dict[str, np.ndarray]()
+
+    def __getitem__(self, name: str) -> np.ndarray:
+        return self._put[name] if name in self._put else in_precision(self._weights[name], self._precision)
+
+    def __setitem__(self, name: str, value: np.ndarray) -> None:
+        self._put[name] = value
+
+    def __delitem__(self, name: str) -> None:
+        raise TypeError("a model without one of its weights is none")
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._weights)
+
+    def __len__(self) -> int:
+        return len(self._weights)
+
+
 def give_back() -> None:
     """Free what is not needed any more: a Keras model and its traces refer to each other, and glibc keeps what compilers have freed."""
     gc.collect()
@@ -123,15 +148,20 @@ def give_back() -> None:
 
 def as_precision(weights: Mapping[str, np.ndarray], precision: str) -> Weights:
     """Floating tensors cast to `precision`; counters stay."""
-    return {name: value if value.dtype == np.int64 else value.astype(precision, copy=False) for name, value in weights.items()}
+    return {name: in_precision(value, precision) for name, value in weights.items()}
 
 
-def initial_state(recipe_: Recipe, weights: Weights, spec: Spec) -> TrainingState:
+def in_precision(value: np.ndarray, precision: str) -> np.ndarray:
+    """The tensor cast to `precision`, unless it counts."""
+    return value if value.dtype == np.int64 else value.astype(precision, copy=False)
+
+
+def initial_state(recipe_: Recipe, weights: Mapping[str, np.ndarray], spec: Spec) -> TrainingState:
     """Step 0: slots zero, the average equal to the weights, the loss scale at its first value."""
     parameters = [tensor.name for tensor in spec.parameters()]
     slots = {slot: {name: np.zeros_like(weights[name]) for name in parameters} for slot in recipe_.optimizer.slots}
-    ema = dict(weights) if recipe_.ema_decay is not None else {}
-    return TrainingState(dict(weights), slots, ema, 0, recipe_.loss_scaling.initial if recipe_.loss_scaling else None)
+    ema = weights if recipe_.ema_decay is not None else {}
+    return TrainingState(weights, slots, ema, 0, recipe_.loss_scaling.initial if recipe_.loss_scaling else None)
 
 
 def calibrate(subject: Subject, inputs: Inputs) -> Weights:

@@ -11,18 +11,16 @@ import functools
 import resource
 import sys
 import traceback
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
 import numpy as np
-from safetensors.numpy import load_file
 
 from triptych.core import batch, contract, initialize
 from triptych.core.contract import Model
-from triptych.core.initialize import Weights
 from triptych.parity import faults, pipeline, rungs
 from triptych.parity import plan as plans
-from triptych.parity.observation import Observation, ShardWriter, wait_until, write_json, write_tensors
+from triptych.parity.observation import Observation, ShardWriter, StoredTensors, wait_until, write_json, write_tensors
 from triptych.parity.plan import Plan
 from triptych.parity.subject import Subject, calibrate
 from triptych.parity.trajectory import FileTrajectory
@@ -44,7 +42,7 @@ def run(run_directory: Path, framework: str) -> None:
         raise
 
 
-def _weights(run_directory: Path, plan: Plan, framework: str, weights: Weights) -> Weights:
+def _weights(run_directory: Path, plan: Plan, framework: str, weights: Mapping[str, np.ndarray]) -> Mapping[str, np.ndarray]:
     """The plan's weights; parity weights first get running statistics from one float64 train-mode pass of the reference."""
     if not plan.calibrates:
         return weights
@@ -53,10 +51,10 @@ def _weights(run_directory: Path, plan: Plan, framework: str, weights: Weights) 
         subject = Subject(framework, plan, weights, precision="float64")
         write_tensors(path, calibrate(subject, plans.forward_inputs(plan)))
     wait_until(path.exists)
-    return load_file(path)
+    return StoredTensors(path)
 
 
-def _climb(run_directory: Path, plan: Plan, framework: str, weights: Weights, writer: ShardWriter) -> dict[str, object]:
+def _climb(run_directory: Path, plan: Plan, framework: str, weights: Mapping[str, np.ndarray], writer: ShardWriter) -> dict[str, object]:
     reference = framework == plan.frameworks[0] and not plan.faults
     readers = tuple(name for name in plan.frameworks if name != framework)
     trajectory = FileTrajectory(run_directory / plan.trajectory, framework, readers, replays=not reference, keep=plan.keep_trajectory)
@@ -117,7 +115,7 @@ def float32_logits(subject: Subject) -> Observation:
     return Observation(3, "context", "float32 logits", subject.model.predict(inputs))
 
 
-def _faulty(plan: Plan, framework: str, weights: Weights, trajectory: FileTrajectory) -> Iterator[Observation]:
+def _faulty(plan: Plan, framework: str, weights: Mapping[str, np.ndarray], trajectory: FileTrajectory) -> Iterator[Observation]:
     """Each fault planted in turn in a fresh subject, climbed up to the rung that should catch it.
 
     Those that leave the model alone share one, which then needs to be traced and compiled but once; it begins each with the plan's weights.
@@ -125,13 +123,13 @@ def _faulty(plan: Plan, framework: str, weights: Weights, trajectory: FileTrajec
     shared: dict[str, Model] = {}
 
     def subject(fault: faults.Planted, precision: str) -> Subject:
-        fresh = Subject(framework, plan, dict(weights), precision=precision)
+        fresh = Subject(framework, plan, weights, precision=precision)
         if not fault.leaves_model:
             return fresh
         if precision not in shared:
             shared[precision] = fresh.model
         shared[precision].load_weights(fresh.weights)
-        return Subject(framework, plan, dict(weights), precision=precision, model=shared[precision])
+        return Subject(framework, plan, weights, precision=precision, model=shared[precision])
 
     for name in plan.faults:
         fault = faults.find(name, plan.training_spec)
