@@ -51,8 +51,8 @@ def certify(
 
 
 def training_images(spec: Spec) -> int:
-    """Images of a training batch: 4, and 2 where four states of a large model leave no memory for the activations of more."""
-    return 4 if sum(math.prod(tensor.shape) for tensor in spec.parameters()) <= LARGE else 2
+    """Images of a training batch: 4, and 1 where four states of a large model leave no memory for the activations of more."""
+    return 4 if sum(math.prod(tensor.shape) for tensor in spec.parameters()) <= LARGE else 1
 
 
 def certify_recipe(name: str, plan: Plan, weights: Path | None, run: Path, progress: Callable[[str], None]) -> dict[str, Any]:
