@@ -24,7 +24,7 @@ def test_the_layer_of_a_scoped_name(path: str, layer: str) -> None:
     assert trace.layer_of(path, trace.layers(catalog.get_spec("resnet50"))) == layer
 
 
-@pytest.mark.parametrize("model", ["mlp", "resnet20", "resnet50", "vit_tiny_patch16_224", "transformer_block"])
+@pytest.mark.parametrize("model", ["mlp", "resnet20", "resnet50", "vit_tiny_patch16_224", "transformer_block", "text_image"])
 def test_every_layer_does_a_kind_of_work(model: str) -> None:
     kinds = trace.layers(catalog.get_spec(model))
     assert set(kinds.values()) <= set(CATEGORIES)

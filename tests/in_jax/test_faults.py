@@ -117,6 +117,12 @@ EXPECTED: dict[str, tuple[str, str, Observe, Observe | None]] = {
     "pad_shortcut_average_pool": ("resnet20", "layer2.0.downsample", evaluated, None),
     "dropout_in_eval": ("mlp", "fc2", evaluated, None),
     "gradient_stopped_shortcut": ("resnet20", "layer2.0.downsample", differentiated, evaluated),
+    "lstm_gate_order": ("text_image", "lstm", evaluated, None),
+    "lstm_bias_lost": ("text_image", "lstm", evaluated, None),
+    "lstm_unit_forget_bias": ("text_image", "lstm", evaluated, None),
+    "lstm_mask_ignored": ("text_image", "lstm", evaluated, None),
+    "lstm_reversed": ("text_image", "lstm", evaluated, None),
+    "global_max_pool_mean": ("text_image", "maxpool", evaluated, None),
     "momentum_convention": ("mlp", "", optimized, loss),
     "nesterov_formula": ("mlp", "", optimized, loss),
     "weight_decay_decoupled": ("mlp", "", optimized, loss),
@@ -125,6 +131,7 @@ EXPECTED: dict[str, tuple[str, str, Observe, Observe | None]] = {
     "label_smoothing_other_classes": ("mlp", "", loss, evaluated),
     "loss_float32": ("mlp", "", loss, evaluated),
     "loss_sum": ("mlp", "", loss, evaluated),
+    "sigmoid_twice": ("text_image", "", loss, evaluated),
     "clip_before_unscale": ("mlp", "", stepped, loss),
     "clip_no_epsilon": ("mlp", "", stepped, loss),
     "clip_per_tensor": ("mlp", "", stepped, loss),
@@ -167,7 +174,7 @@ class Subject:
 
 def functions(lab: Any) -> list[dict[str, Any]]:
     """Everything a planting could have left replaced."""
-    modules = (importlib.import_module(f"triptych.in_jax.{name}") for name in ("data", "layers", "model", "optim", "train"))
+    modules = (importlib.import_module(f"triptych.in_jax.{name}") for name in ("data", "layers", "lstm", "model", "optim", "train"))
     return [{name: value for name, value in vars(module).items() if callable(value)} for module in modules]
 
 

@@ -28,7 +28,7 @@ def test_shapes_names_and_counts_of_the_full_models(lab: Any, name: str) -> None
     assert sum(np.prod(shape, dtype=int) for path, shape in shapes.items() if path[0] == "params") == catalog.CATALOG[name].parameters
 
 
-@pytest.mark.parametrize("name", FAMILIES)
+@pytest.mark.parametrize("name", [*FAMILIES, "text_image"])
 @pytest.mark.parametrize("precision", ["float32", "float64"])
 def test_weights_round_trip_bit_for_bit(lab: Any, name: str, precision: str) -> None:
     spec = catalog.tiny(catalog.get_spec(name))

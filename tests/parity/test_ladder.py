@@ -139,6 +139,18 @@ def test_faults_of_a_bare_block_are_caught_and_rung_2_is_left_out(tmp_path: Path
     assert all(row["caught"] and row["right_rung"] and row["right_layer"] for row in result["faults"]), result["faults"]
 
 
+def test_faults_of_two_inputs_are_caught_in_text_image_and_loss(tmp_path: Path) -> None:
+    spec = catalog.tiny(catalog.get_spec("text_image"))
+    can, cannot = faults.expressible(spec)
+    assert {"lstm_bias_lost", "lstm_reversed", "padding_token_one", "embedding_scaled", "dropout_in_eval", "channels_reversed"} <= set(can)
+    assert cannot["label_smoothing_other_classes"] == "tiny_text_image has no several logits"
+    names = ("lstm_gate_order", "lstm_mask_ignored", "padding_token_one", "global_max_pool_mean", "sigmoid_twice")
+    result = plant_all(spec, names, tuple(contract.FRAMEWORKS), tmp_path / "run", lambda text: None)
+    assert result["clean"] == "pass"
+    assert {(row["name"], row["framework"]) for row in result["faults"]} == {(name, f) for name in names for f in contract.FRAMEWORKS}
+    assert all(row["caught"] and row["right_rung"] and row["right_layer"] for row in result["faults"]), result["faults"]
+
+
 def test_a_rung_that_does_not_apply_is_told_with_its_reason_and_proves_nothing_alone(tmp_path: Path) -> None:
     plan = Plan(catalog.tiny(catalog.get_spec("transformer_block")), ("pytorch", "jax"), "float64", rungs=(1, 2))
     assert list(plan.not_applicable) == [2]
@@ -159,7 +171,7 @@ def test_every_fault_names_a_row_of_the_numerics_table_and_a_rung() -> None:
     names = [fault.name for fault in faults.FAULTS]
     assert len(set(names)) == len(names) >= 20
     covered = {fault.numerics for fault in faults.FAULTS} | set(faults.NOT_EXPRESSIBLE)
-    assert covered == set(range(1, 39))
+    assert covered == set(range(1, 43))
 
 
 @pytest.mark.parametrize("framework", list(contract.FRAMEWORKS))

@@ -10,7 +10,7 @@ import pytest
 
 from triptych.core import catalog, contract, initialize
 from triptych.parity import faults
-from triptych.parity.plan import Plan, forward_images
+from triptych.parity.plan import Plan, forward_inputs
 from triptych.parity.subject import Subject
 
 PLAN = Plan(catalog.get_spec("mlp", hidden=(5, 4)), ("pytorch", "jax"), "float64")
@@ -33,7 +33,7 @@ def subject(framework: str) -> Subject:
 
 @pytest.mark.parametrize("framework", list(contract.FRAMEWORKS))
 def test_the_layer_fault_changes_its_layer_and_nothing_before_and_is_gone_afterwards(example: Path, framework: str) -> None:
-    side, images = subject(framework), forward_images(PLAN)
+    side, images = subject(framework), forward_inputs(PLAN)
     fault = faults.find(f"{example}:bias_forgotten", PLAN.spec)
     clean = side.model.forward(images).intermediates
     with fault.plant(side):

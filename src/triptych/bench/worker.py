@@ -199,7 +199,7 @@ class Worker:
         if self._inputs is None or self._inputs[0] != what:
             numbers = np.random.Generator(np.random.Philox(key=[seed, number]))
             inputs = batches.random(held.spec, held.batch_size, numbers)
-            self._inputs = what, (inputs, numbers.integers(held.spec.num_classes, size=held.batch_size))
+            self._inputs = what, (inputs, numbers.integers(batches.num_labels(held.spec), size=held.batch_size))
         return self._inputs[1]
 
 

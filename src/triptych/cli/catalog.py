@@ -33,9 +33,14 @@ def list_command(pattern: str, as_json: bool) -> None:
 @click.option("--in-channels", type=int, help="Channels of the input image.")
 @click.option("--image-size", type=int, help="Height and width of the input image.")
 @click.option("--tokens", type=int, help="Of transformer_block: the length of the sequence.")
-@click.option("--width", type=int, help="Of transformer_block: the features of a token.")
+@click.option("--width", type=int, help="Of transformer_block and text_image: the features of a token.")
 @click.option("--heads", type=int, help="Of transformer_block: the heads of its attention.")
 @click.option("--mlp-width", type=int, help="Of transformer_block: the width inside its MLP.")
+@click.option("--vocabulary", type=int, help="Of text_image: how many tokens there are, padding included.")
+@click.option("--length", type=int, help="Of text_image: the length of a text, padding included.")
+@click.option("--features", type=int, help="Of text_image: the features of the LSTM's state.")
+@click.option("--filters", type=int, help="Of text_image: the channels of its convolution.")
+@click.option("--kernel", type=int, help="Of text_image: height and width of the convolution's kernel.")
 @click.option("--layers", "show_layers", is_flag=True, help="Show the layer table, in execution order.")
 @json_option
 def info_command(model: str, show_layers: bool, as_json: bool, **options: int | None) -> None:

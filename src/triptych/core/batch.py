@@ -56,7 +56,7 @@ def _check(spec: Spec, wanted: Input, array: np.ndarray) -> None:
         raise UsageError(f"{spec.name} takes {wanted}, {remedy}; given {array.dtype}")
 
 
-_SHAPED_BY = {"image": ("image_size", "in_channels"), "features": ("tokens", "width"), "tokens": ("tokens",)}
+_SHAPED_BY = {"image": ("image_size", "in_channels"), "features": ("tokens", "width"), "tokens": ("length",)}
 
 
 def samples(named: Mapping[str, np.ndarray]) -> int:
@@ -111,13 +111,18 @@ def random(spec: Spec, count: int, generator: np.random.Generator) -> Inputs:
     )  # fmt: skip
 
 
+def num_labels(spec: Spec) -> int:
+    """How many classes labels tell apart: as many as there are logits, and two where the sigmoid of one decides (numerics 41)."""
+    return max(2, spec.num_classes)
+
+
 def checked_targets(spec: Spec, targets: np.ndarray, count: int) -> np.ndarray:
     """The targets of `count` samples: integer classes, one for each row of logits, or float64 shares (count, classes).
 
     Where every position is classified, (count, tokens) classes, or (count,), which then hold for each position of their sample.
     UsageError for anything else: a label out of range would be an error on a CPU, a crash on a GPU and NaN elsewhere.
     """
-    targets, classes, positions = np.asarray(targets), spec.num_classes, spec.output_shape[:-1]
+    targets, classes, positions = np.asarray(targets), num_labels(spec), spec.output_shape[:-1]
     takes = f"({count},) integers in [0, {classes})"
     takes += f", or one a position, {(count, *positions)}" if positions else f" or ({count}, {classes}) shares that add up to one"
     if not positions and targets.ndim == 2:

@@ -20,6 +20,7 @@ from triptych.core.spec import (
     Spec,
     StageSpec,
     StemSpec,
+    TextImageSpec,
     TransformerBlockSpec,
     ViTSpec,
 )  # fmt: skip
@@ -87,6 +88,13 @@ def _mlp(name: str) -> MLPSpec:
     return MLPSpec(name, hidden=(256, 256), dropout=0.0, num_classes=10, in_channels=1, image_size=28, preprocessing=DIGITS)
 
 
+def _text_image(name: str) -> TextImageSpec:
+    return TextImageSpec(
+        name, vocabulary=10_000, length=32, padding_token=0, width=128, features=64, filters=32, kernel=3, num_classes=1,
+        in_channels=3, image_size=224, preprocessing=IMAGENET,
+    )  # fmt: skip
+
+
 def _vit(name: str) -> ViTSpec:
     width, heads = VIT_SIZES[name]
     return ViTSpec(name, 16, width, 12, heads, 4 * width, LAYER_NORM_EPSILON, 1000, 3, 224, VIT)
@@ -123,6 +131,12 @@ CATALOG: dict[str, Entry] = {
     "transformer_block": Entry(
         _transformer_block, "Pre-norm transformer block of ViT-Tiny's width over 64 tokens, by itself", "Dosovitskiy et al. 2021", 444_864
     ),
+    "text_image": Entry(
+        _text_image,
+        "Two inputs: embedding and LSTM of a text, convolution and global max-pool of an image, one logit",
+        "the multi-input example of Keras' functional API; LSTM: Hochreiter & Schmidhuber 1997",
+        1_330_657,
+    ),
 }
 
 
@@ -133,7 +147,8 @@ def list_models(pattern: str = "*") -> list[str]:
 
 def get_spec(name: str, **options: Any) -> Spec:
     """The spec called `name`, with options (`num_classes`, `in_channels`, `image_size`; for `mlp` also `hidden`, `dropout`; for
-    `transformer_block` only `tokens`, `width`, `heads`, `mlp_width`).
+    `transformer_block` only `tokens`, `width`, `heads`, `mlp_width`; for `text_image` also `vocabulary`, `length`, `width`, `features`,
+    `filters`, `kernel`).
 
     A changed `image_size` or `in_channels` carries over to the preprocessing, so that the two never disagree.
     Raises UsageError for an unknown name or option, or a value out of range.
@@ -168,6 +183,8 @@ def with_options(spec: Spec, **options: Any) -> Spec:
         return _whole_heads(changed)
     if isinstance(changed, ViTSpec) and changed.image_size % changed.patch_size:
         raise UsageError(f"{spec.name}: image_size={changed.image_size} must be a multiple of its patches of {changed.patch_size} pixels")
+    if isinstance(changed, TextImageSpec) and changed.image_size < changed.kernel:
+        raise UsageError(f"{spec.name}: image_size={changed.image_size} is smaller than the convolution's kernel={changed.kernel}")
     return dataclasses.replace(changed, preprocessing=_fitted(changed))
 
 
@@ -179,7 +196,7 @@ def _whole_heads(spec: TransformerBlockSpec) -> TransformerBlockSpec:
 
 def at_proof_size(spec: Spec) -> Spec:
     """`spec` at the image size of a proof's training rungs; without images, as it is."""
-    return with_options(spec, image_size=spec.proof_image_size) if isinstance(spec, ImageArchitecture) else spec
+    return spec if isinstance(spec, TransformerBlockSpec) else with_options(spec, image_size=spec.proof_image_size)
 
 
 def fed_by_images(spec: Spec) -> ImageSpec:
@@ -197,6 +214,8 @@ def allowed_options(spec: Spec) -> tuple[str, ...]:
     if isinstance(spec, TransformerBlockSpec):
         return ("tokens", "width", "heads", "mlp_width")
     common = ("num_classes", "in_channels", "image_size")
+    if isinstance(spec, TextImageSpec):
+        return ("vocabulary", "length", "width", "features", "filters", "kernel", *common)
     return (*common, "hidden", "dropout") if isinstance(spec, MLPSpec) else common
 
 
@@ -215,7 +234,7 @@ def _positive(value: Any) -> bool:
     return isinstance(value, int) and not isinstance(value, bool) and value > 0
 
 
-def _fitted(spec: ImageSpec) -> Preprocessing:
+def _fitted(spec: ImageSpec | TextImageSpec) -> Preprocessing:
     """The preprocessing whose crop and channels fit the spec; another channel count gets the mean statistics in every channel."""
     old = spec.preprocessing
     resize = None if old.resize_short_side is None else round(old.resize_short_side * spec.image_size / old.crop)
@@ -232,6 +251,9 @@ def tiny(spec: Spec) -> Spec:
         return with_options(dataclasses.replace(spec, name=f"tiny_{spec.name}", hidden=(24, 24)), in_channels=3, image_size=8)
     if isinstance(spec, TransformerBlockSpec):
         return dataclasses.replace(spec, name=f"tiny_{spec.name}", tokens=10, width=16, heads=2, mlp_width=32)
+    if isinstance(spec, TextImageSpec):
+        small_pair = dataclasses.replace(spec, name=f"tiny_{spec.name}", vocabulary=11, length=7, width=6, features=5, filters=8)
+        return with_options(small_pair, image_size=12)
     if isinstance(spec, ViTSpec):
         small_vit = dataclasses.replace(spec, name=f"tiny_{spec.name}", width=16, depth=2, heads=2, mlp_width=32)
         return with_options(small_vit, num_classes=10, image_size=48)

@@ -1,9 +1,9 @@
 """Parameters and arithmetic of a model, read off its layer table: computed analytically, once, for every framework. Standard library only.
 
-Unit: one MAC is one multiply-accumulate; 1 MAC = 2 FLOPs. Counted are the multiply-accumulates of convolutions, linear layers and the
-two products of attention (what fvcore and torchvision's `GFLOPS` call "flops": 4.09 G for ResNet-50 and 17.56 G for ViT-Base/16, both at
-224 pixels). Not counted, as in those: bias additions, normalizations, activations, softmax, pooling, the residual additions and copies;
-together they are about 1% of a ResNet-50.
+Unit: one MAC is one multiply-accumulate; 1 MAC = 2 FLOPs. Counted are the multiply-accumulates of convolutions, linear layers, the
+products of an LSTM and the two of attention (what fvcore and torchvision's `GFLOPS` call "flops": 4.09 G for ResNet-50 and 17.56 G for
+ViT-Base/16, both at 224 pixels). Not counted, as in those: bias additions, normalizations, activations, lookups, softmax, pooling, the
+residual additions and copies; together they are about 1% of a ResNet-50.
 """
 
 from __future__ import annotations
@@ -14,9 +14,12 @@ from math import prod
 from triptych.core.spec import Layer, Spec
 
 CONVENTION = (
-    "1 MAC = 2 FLOPs; convolutions, linear layers and the products of attention are counted, "
+    "1 MAC = 2 FLOPs; convolutions, linear layers and the products of LSTMs and of attention are counted, "
     "bias, normalization, activations, pooling and additions are not"
 )
+
+
+_FLATTENING = ("flatten", "global_average_pool", "global_max_pool", "embedding", "lstm")
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,7 +61,7 @@ def cost(spec: Spec) -> Cost:
     """Parameters and MACs of `spec`, per layer and in total."""
     rows, flat = [], False
     for layer in spec.layers():
-        flat = flat or layer.op in ("flatten", "global_average_pool", "embedding")
+        flat = layer.op != "conv" and (flat or layer.op in _FLATTENING)
         places = (layer.tokens,) if layer.tokens else () if flat else (layer.size, layer.size)
         output = (*places, layer.out_channels)
         rows.append(LayerCost(layer.name, layer.op, output, _parameters(layer), _macs(layer)))
@@ -72,8 +75,11 @@ def _parameters(layer: Layer) -> int:
 def _macs(layer: Layer) -> int:
     """A convolution does kernel² · C_in multiply-accumulates for each of its H · W · C_out outputs; a linear layer is H = W = 1, a token.
 
-    Attention multiplies every token's query with every key, and the softmax of that with every value.
+    Attention multiplies every token's query with every key, and the softmax of that with every value. An LSTM multiplies every token,
+    and its state before it, with the kernels of four gates.
     """
+    if layer.op == "lstm":
+        return layer.kernel * 4 * layer.out_channels * (layer.in_channels + layer.out_channels)
     if layer.op == "attention":
         return 2 * layer.tokens**2 * layer.out_channels
     if layer.op not in ("conv", "linear"):

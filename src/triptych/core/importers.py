@@ -17,7 +17,7 @@ import numpy as np
 
 from triptych.core import catalog, checkpoint
 from triptych.core.errors import InputRefused
-from triptych.core.spec import MLPSpec, Spec, TransformerBlockSpec, ViTSpec
+from triptych.core.spec import MLPSpec, Spec, TextImageSpec, TransformerBlockSpec, ViTSpec
 from triptych.core.tensor_file import Widened
 
 # Where training scripts keep the weights, the first that holds tensors wins; EMA copies only on request or when alone.
@@ -244,6 +244,8 @@ def _inferred_options(base: Spec, found: Mapping[str, Tensor], given: Mapping[st
         inferred["num_classes"] = head[0]
     if isinstance(base, MLPSpec):
         inferred |= _mlp_options(base, found, given)
+    elif isinstance(base, TextImageSpec):
+        inferred |= _text_image_options(found)
     else:
         stem = _shape(found.get("patch_embed.proj.weight" if isinstance(base, ViTSpec) else "conv1.weight"))
         if len(stem) == 4 and stem[1] > 0:
@@ -261,6 +263,19 @@ def _block_options(found: Mapping[str, Tensor], given: Mapping[str, Any]) -> dic
     shape = _shape(found.get("mlp.fc1.weight"))
     inferred = {"mlp_width": shape[0], "width": shape[1]} if len(shape) == 2 and all(shape) else {}
     return {option: value for option, value in inferred.items() if option not in given}
+
+
+def _text_image_options(found: Mapping[str, Tensor]) -> dict[str, Any]:
+    """Vocabulary, widths and kernel; how long texts are, no tensor tells."""
+    table, state, conv = (_shape(found.get(name)) for name in ("embedding.weight", "lstm.weight_hh_l0", "conv.weight"))
+    options: dict[str, Any] = {}
+    if len(table) == 2:
+        options |= {"vocabulary": table[0], "width": table[1]}
+    if len(state) == 2:
+        options["features"] = state[1]
+    if len(conv) == 4:
+        options |= {"filters": conv[0], "in_channels": conv[1], "kernel": conv[2]}
+    return {option: value for option, value in options.items() if value > 0}
 
 
 def _mlp_options(base: MLPSpec, found: Mapping[str, Tensor], given: Mapping[str, Any]) -> dict[str, Any]:
@@ -347,4 +362,6 @@ def _summaries(rows: list[Mapped], filled: int, inferred: Mapping[str, Any], spe
         notes.append(f"heads={spec.heads} and tokens={spec.tokens} are not visible in the tensors")
     elif not isinstance(spec, MLPSpec) and "image_size" not in inferred:
         notes.append(f"image_size={spec.image_size} is not visible in the tensors")
+    if isinstance(spec, TextImageSpec):
+        notes.append(f"length={spec.length} is not visible in the tensors")
     return notes

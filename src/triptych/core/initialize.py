@@ -24,7 +24,7 @@ def initial_weights(spec: Spec, seed: int, precision: str = "float32") -> Weight
     """Weights to train from: convolutions N(0, 2 / fan_out); linear layers uniform ±1/sqrt(fan_in); gamma 1, beta 0.
 
     A convolution with a bias, which no BatchNorm follows, is initialized as a linear layer (a ViT's patches are one); class token and
-    positions are N(0, 0.02), as in timm.
+    positions are N(0, 0.02), as in timm; a lookup's rows are N(0, 1) and all of an LSTM is uniform ±1/sqrt(features), as in PyTorch.
 
     Computed in float64 and rounded once to `precision`, tensor by tensor from its own stream, so that adding a tensor
     changes no other.
@@ -36,7 +36,11 @@ def _initial(tensor: TensorSpec, spec: Spec, seed: int) -> np.ndarray:
     stream, shape = f"initialize/{seed}/{tensor.name}", tensor.shape
     if tensor.kind in ("class_token", "positions"):
         return philox.normal(stream, shape) * 0.02
+    if tensor.kind == "lookup_weight":
+        return philox.normal(stream, shape)
     layer = spec.layer(tensor.layer)
+    if layer.op == "lstm":
+        return (philox.uniform(stream, shape) * 2.0 - 1.0) / math.sqrt(layer.out_channels)
     if tensor.kind == "conv_weight" and not layer.bias:
         fan_out = shape[0] * shape[2] * shape[3]
         return philox.normal(stream, shape) * math.sqrt(2.0 / fan_out)
@@ -60,7 +64,7 @@ def parity_weights(spec: Spec, seed: int, precision: str = "float64") -> Weights
         if tensor.kind == "norm_weight":
             scale = BRANCH if tensor.layer in ends else 1.0
             weights[tensor.name] = (scale * (0.5 + philox.uniform(stream, tensor.shape))).astype(dtype)
-        elif tensor.kind in ("norm_bias", "bias", "class_token", "positions"):
+        elif tensor.kind in ("norm_bias", "bias", "class_token", "positions", "lstm_input_bias", "lstm_state_bias"):
             weights[tensor.name] = (0.2 * philox.normal(stream, tensor.shape)).astype(dtype)
     return weights
 

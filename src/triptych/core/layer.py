@@ -8,14 +8,14 @@ from typing import Literal
 
 Op = Literal[
     "conv", "batch_norm", "relu", "max_pool", "pad_shortcut", "global_average_pool", "flatten", "linear", "dropout",
-    "embedding", "layer_norm", "attention", "gelu", "residual",
+    "embedding", "layer_norm", "attention", "gelu", "residual", "lookup", "lstm", "global_max_pool", "concatenate",
 ]  # fmt: skip
 Kind = Literal[
     "conv_weight", "linear_weight", "bias", "norm_weight", "norm_bias", "running_mean", "running_var", "batch_counter",
-    "class_token", "positions",
+    "class_token", "positions", "lookup_weight", "lstm_input_weight", "lstm_state_weight", "lstm_input_bias", "lstm_state_bias",
 ]  # fmt: skip
 
-TRAINABLE: frozenset[str] = frozenset({"conv_weight", "linear_weight", "bias", "norm_weight", "norm_bias", "class_token", "positions"})
+STATISTICS: frozenset[str] = frozenset({"running_mean", "running_var", "batch_counter"})
 # The layer that adds class token and positions to a ViT's patches. In the state its tensors bear no layer's name: timm has them at the top.
 EMBEDDING = "pos_drop"
 
@@ -31,7 +31,7 @@ class TensorSpec:
     @property
     def trainable(self) -> bool:
         """Whether an optimizer moves it; the others are BatchNorm statistics and counters."""
-        return self.kind in TRAINABLE
+        return self.kind not in STATISTICS
 
     @property
     def layer(self) -> str:
@@ -44,6 +44,8 @@ class Layer:
     """One row of the layer table. `size` is the output's height (= width); 1 after global pooling or flattening.
 
     `tokens` is the length of an output that is a sequence, (N, tokens, out_channels); 0 for images (N, H, W, C) and vectors (N, C).
+    `kernel` of a global pooling is the size of what it pools, of an LSTM the length of what it reads; `in_channels` of a lookup is the
+    size of its vocabulary.
     """
 
     name: str
@@ -72,6 +74,14 @@ class Layer:
         elif self.op == "layer_norm":
             yield TensorSpec(f"{self.name}.weight", (self.out_channels,), "norm_weight")
             yield TensorSpec(f"{self.name}.bias", (self.out_channels,), "norm_bias")
+        elif self.op == "lookup":
+            yield TensorSpec(f"{self.name}.weight", (self.in_channels, self.out_channels), "lookup_weight")
+        elif self.op == "lstm":
+            gates = 4 * self.out_channels
+            yield TensorSpec(f"{self.name}.weight_ih_l0", (gates, self.in_channels), "lstm_input_weight")
+            yield TensorSpec(f"{self.name}.weight_hh_l0", (gates, self.out_channels), "lstm_state_weight")
+            yield TensorSpec(f"{self.name}.bias_ih_l0", (gates,), "lstm_input_bias")
+            yield TensorSpec(f"{self.name}.bias_hh_l0", (gates,), "lstm_state_bias")
         elif self.op == "embedding":
             yield TensorSpec("cls_token", (1, 1, self.out_channels), "class_token")
             yield TensorSpec("pos_embed", (1, self.tokens, self.out_channels), "positions")

@@ -19,6 +19,8 @@ from triptych.core.spec import Spec, TensorSpec
 
 # PyTorch's: added to the norm that gradients are clipped by (numerics 18).
 CLIP_EPSILON = 1e-6
+# The kinds of tensors that weight decay is for: what is multiplied or looked up, not what is added or scales (numerics 14).
+DECAYING = ("conv_weight", "linear_weight", "lookup_weight", "lstm_input_weight", "lstm_state_weight")
 # torch.optim.lr_scheduler.ReduceLROnPlateau's: an evaluation counts as better when it is below the best by this share of it.
 PLATEAU_THRESHOLD = 1e-4
 
@@ -189,8 +191,8 @@ def plateau_reductions(schedule: Schedule, losses: Sequence[float]) -> int:
 
 
 def decays(recipe: Recipe, tensor: TensorSpec) -> bool:
-    """Weight-decay groups: weights of convolutions and linear layers always; gamma, beta, biases only if the recipe says so."""
-    return recipe.decay_norm_and_bias or tensor.kind in ("conv_weight", "linear_weight")
+    """Weight-decay groups: weights that are multiplied or looked up always; gamma, beta, biases only if the recipe says so."""
+    return recipe.decay_norm_and_bias or tensor.kind in DECAYING
 
 
 def micro_batches(recipe: Recipe, samples: int) -> list[tuple[slice, float]]:

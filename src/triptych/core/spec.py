@@ -17,11 +17,12 @@ from typing import Any, Literal
 from triptych.core.architecture import ImageArchitecture
 from triptych.core.inputs import Input, Preprocessing
 from triptych.core.layer import EMBEDDING, Kind, Layer, TensorSpec
+from triptych.core.text_image import TextImageSpec
 from triptych.core.transformer import TransformerBlockSpec, ViTSpec
 
 __all__ = [
     "EMBEDDING", "BatchNormSpec", "BlockSpec", "ImageSpec", "Input", "Kind", "Layer", "MLPSpec", "PoolSpec", "Preprocessing", "ResNetSpec",
-    "Spec", "StageSpec", "StemSpec", "TensorSpec", "TransformerBlockSpec", "ViTSpec", "from_dict", "to_dict",
+    "Spec", "StageSpec", "StemSpec", "TensorSpec", "TextImageSpec", "TransformerBlockSpec", "ViTSpec", "from_dict", "to_dict",
 ]  # fmt: skip
 
 
@@ -226,12 +227,12 @@ class MLPSpec(ImageArchitecture):
 
 ImageSpec = ResNetSpec | MLPSpec | ViTSpec
 """The models that images alone go into: what a data set of images can train."""
-Spec = ImageSpec | TransformerBlockSpec
+Spec = ImageSpec | TransformerBlockSpec | TextImageSpec
 
 _NESTED: dict[str, Any] = {
     "stem": StemSpec, "max_pool": PoolSpec, "batch_norm": BatchNormSpec, "preprocessing": Preprocessing, "stages": StageSpec,
 }  # fmt: skip
-_FAMILIES: dict[str, Any] = {spec.family: spec for spec in (ResNetSpec, MLPSpec, ViTSpec, TransformerBlockSpec)}
+_FAMILIES: dict[str, Any] = {spec.family: spec for spec in (ResNetSpec, MLPSpec, ViTSpec, TransformerBlockSpec, TextImageSpec)}
 
 
 def to_dict(spec: Spec) -> dict[str, Any]:

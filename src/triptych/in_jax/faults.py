@@ -20,7 +20,7 @@ import optax
 from jax import lax
 
 from triptych.core.recipe import SGD, Clip
-from triptych.in_jax import data, layers, optim, train
+from triptych.in_jax import data, layers, optim, text_image_faults, train
 
 Planting = Callable[[Any, str], AbstractContextManager[Any]]
 Call = Callable[..., jax.Array]
@@ -247,6 +247,11 @@ def _loss_sum(right: Any, logits: jax.Array, targets: jax.Array, label_smoothing
     return right(logits, targets, label_smoothing) * logits.shape[0]
 
 
+def _sigmoid_twice(right: Any, logits: jax.Array, targets: jax.Array, label_smoothing: float) -> jax.Array:
+    """A model with a sigmoid at its end, and a loss of logits (numerics 41)."""
+    return right(nn.sigmoid(logits), targets, label_smoothing)
+
+
 def _brightness_added(right: Any, image: jax.Array, factor: jax.Array) -> jax.Array:
     """`tf.image.adjust_brightness` adds to the pixels, by a share of the full scale (numerics 32)."""
     return image + (factor - 1.0) * 255.0
@@ -287,6 +292,7 @@ PLANTINGS: dict[str, Planting] = {
     "pad_shortcut_average_pool": _intercepting(_pad_average_pool),
     "dropout_in_eval": _intercepting(_dropout),
     "gradient_stopped_shortcut": _intercepting(_gradient_stopped),
+    **{name: _intercepting(wrapper) for name, wrapper in text_image_faults.WRAPPERS.items()},
     "momentum_convention": _replacing(optim, "sgd", _keras_momentum),
     "nesterov_formula": _replacing(optim, "sgd", _other_nesterov),
     "weight_decay_decoupled": _replacing(optim, "sgd", _decoupled_decay),
@@ -295,6 +301,7 @@ PLANTINGS: dict[str, Planting] = {
     "label_smoothing_other_classes": _replacing(train, "cross_entropy", _other_classes),
     "loss_float32": _replacing(train, "cross_entropy", _loss_float32),
     "loss_sum": _replacing(train, "cross_entropy", _loss_sum),
+    "sigmoid_twice": _replacing(train, "cross_entropy", _sigmoid_twice),
     "clip_before_unscale": _replacing(train, "advance", _clip_before_unscale),
     "clip_no_epsilon": _replacing(optim, "clip", _clip_no_epsilon),
     "clip_per_tensor": _replacing(optim, "clip", _clip_per_tensor),

@@ -209,6 +209,22 @@ class GlobalAveragePool(nn.Module):
         return x.mean((1, 2))
 
 
+class GlobalMaxPool(nn.Module):
+    """The largest value over height and width; the gradient is shared by equal ones (numerics 40)."""
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        """(N, H, W, C) -> (N, C)."""
+        return x.max((1, 2))
+
+
+class Concatenate(nn.Module):
+    """Several vectors side by side, as a module so that it has a name."""
+
+    def __call__(self, x: Sequence[jax.Array]) -> jax.Array:
+        """Several (N, C) -> (N, sum of C)."""
+        return jnp.concatenate(x, axis=-1)
+
+
 class Flatten(nn.Module):
     """Flatten in PyTorch's (C, H, W) order, so that dense weights mean the same in every framework (numerics 11)."""
 

@@ -22,12 +22,13 @@ from triptych.core.spec import ResNetSpec, Spec
 from triptych.in_jax import weights as checkpoint
 from triptych.in_jax.mlp import MLP
 from triptych.in_jax.resnet import ResNet
+from triptych.in_jax.text_image import TextImage
 from triptych.in_jax.vit import BareTransformerBlock, VisionTransformer
 
 Arrays = dict[str, np.ndarray]
 
 FAMILIES: dict[str, Callable[..., nn.Module]] = {
-    "resnet": ResNet, "mlp": MLP, "vit": VisionTransformer, "transformer_block": BareTransformerBlock,
+    "resnet": ResNet, "mlp": MLP, "vit": VisionTransformer, "transformer_block": BareTransformerBlock, "text_image": TextImage,
 }  # fmt: skip
 
 
@@ -81,7 +82,9 @@ def apply(
 
 
 def _replaced(name: str, x: jax.Array, inputs: Mapping[str, jax.Array]) -> jax.Array:
-    given = inputs.get(name, x)
+    if name not in inputs:
+        return x
+    given = inputs[name]
     if given.shape != x.shape:
         raise UsageError(f"layer_inputs[{name!r}] has shape {given.shape}; the layer takes {x.shape}")
     return given

@@ -31,6 +31,7 @@ from triptych.in_jax import optim
 from triptych.in_jax import weights as checkpoint
 from triptych.in_jax.model import Interception, Interceptions, Model, apply, numerics
 from triptych.in_jax.resnet import ResNet
+from triptych.in_jax.text_image import TextImage
 from triptych.in_jax.vit import VisionTransformer
 
 Arrays = dict[str, np.ndarray]
@@ -53,8 +54,11 @@ def create_trainer(model: Model, recipe: Recipe, execution: Execution = DEFAULT_
 def cross_entropy(logits: jax.Array, targets: jax.Array, label_smoothing: float) -> jax.Array:
     """Mean loss, the smoothing's mass spread over all K classes (Szegedy et al. 2016, §7).
 
-    (N, K) logits, (N,) integer classes or (N, K) shares -> scalar.
+    (N, K) logits, (N,) integer classes or (N, K) shares -> scalar. Of one logit, that of class 1, there are two classes (numerics 41).
     """
+    if logits.shape[-1] == 1:
+        ones = targets[:, 1] if targets.ndim == 2 else targets.astype(logits.dtype)
+        return optax.sigmoid_binary_cross_entropy(logits[:, 0], (1.0 - label_smoothing) * ones + label_smoothing / 2.0).mean()
     return optax.softmax_cross_entropy(logits, optax.smooth_labels(as_shares(targets, logits), label_smoothing)).mean()
 
 
@@ -163,7 +167,7 @@ def executed(module: nn.Module, recipe: Recipe, execution: Execution = DEFAULT_E
     changes: dict[str, Any] = {"dtype": jnp.dtype(recipe.mixed_precision)} if recipe.mixed_precision else {}
     if isinstance(module, (ResNet, VisionTransformer)):
         changes |= {"remat": recipe.remat}
-    if isinstance(module, ResNet):
+    if isinstance(module, (ResNet, TextImage)):
         changes |= {"tuned": execution.tuned}
     return module.clone(**changes) if changes else module
 
@@ -186,7 +190,7 @@ class Trainer:
 
     The weights live in the model, so that `model.predict` sees them move. Their buffers are donated to each update. JAX knows no other
     way to run than compiled, so `execution.compile` changes nothing; `execution.tuned` takes the tuned `layers`, in
-    residual networks and while training.
+    networks of convolutions and while training.
     """
 
     def __init__(self, model: Model, recipe: Recipe, execution: Execution = DEFAULT_EXECUTION) -> None:

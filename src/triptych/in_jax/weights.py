@@ -32,6 +32,11 @@ NATIVE: dict[Kind, tuple[str, str, tuple[int, ...]]] = {
     "running_var": ("batch_stats", "var", (0,)),
     "class_token": ("params", "cls_token", (0, 1, 2)),
     "positions": ("params", "pos_embed", (0, 1, 2)),
+    "lookup_weight": ("params", "embedding", (0, 1)),
+    "lstm_input_weight": ("params", "kernel", (1, 0)),  # (4 features, width) -> (width, 4 features)
+    "lstm_state_weight": ("params", "recurrent_kernel", (1, 0)),
+    "lstm_input_bias": ("params", "bias", (0,)),
+    "lstm_state_bias": ("params", "recurrent_bias", (0,)),
     "batch_counter": ("batch_stats", "num_batches_tracked", ()),
 }
 

@@ -21,10 +21,11 @@ from torch.optim import Optimizer
 from torchvision.transforms.v2 import functional as transforms
 
 from triptych.core.recipe import Clip
-from triptych.in_pytorch import data, optim, train
+from triptych.in_pytorch import data, optim, text_image_faults, train
 
 Planting = Callable[[Any, str], AbstractContextManager[Any]]
 Call = Callable[[Tensor], Tensor]
+Loss = Callable[[Tensor, Tensor, float], Tensor]
 
 
 def _intercepted(wrapper: Callable[[Any, Call, Tensor], Tensor]) -> Planting:
@@ -291,14 +292,18 @@ def _smoothing_over_others(logits: Tensor, targets: Tensor, label_smoothing: flo
     return F.cross_entropy(logits, (1.0 - label_smoothing) * shares + others * (1.0 - shares))
 
 
-def _float32_loss(logits: Tensor, targets: Tensor, label_smoothing: float) -> Tensor:
+def _float32_loss(logits: Tensor, targets: Tensor, label_smoothing: float, *, cross_entropy: Loss = train.cross_entropy) -> Tensor:
     """`keras.losses` return float32 whatever they are given (numerics 31)."""
-    targets = targets.float() if targets.is_floating_point() else targets
-    return F.cross_entropy(logits.float(), targets, label_smoothing=label_smoothing)
+    return cross_entropy(logits.float(), targets.float() if targets.is_floating_point() else targets, label_smoothing)
 
 
-def _summed_loss(logits: Tensor, targets: Tensor, label_smoothing: float) -> Tensor:
-    return F.cross_entropy(logits, targets, reduction="sum", label_smoothing=label_smoothing)
+def _summed_loss(logits: Tensor, targets: Tensor, label_smoothing: float, *, cross_entropy: Loss = train.cross_entropy) -> Tensor:
+    return cross_entropy(logits, targets, label_smoothing) * len(logits)
+
+
+def _sigmoid_twice(logits: Tensor, targets: Tensor, label_smoothing: float, *, cross_entropy: Loss = train.cross_entropy) -> Tensor:
+    """A model with a sigmoid at its end, and a loss `from_logits` (numerics 41)."""
+    return cross_entropy(logits.sigmoid(), targets, label_smoothing)
 
 
 # --- Colour jitter: in place of `data.brightness` and `data.contrast` ----------------------------------------------------------
@@ -348,6 +353,7 @@ PLANTINGS: dict[str, Planting] = {
     "pad_shortcut_average_pool": _intercepted(_pad_average_pool),
     "dropout_in_eval": _intercepted(_dropout_always),
     "gradient_stopped_shortcut": _intercepted(_stopped_gradient),
+    **{name: _intercepted(wrapper) for name, wrapper in text_image_faults.WRAPPERS.items()},
     "momentum_convention": _wrong_update(torch.optim.SGD, _keras_momentum),
     "nesterov_formula": _wrong_update(torch.optim.SGD, _stale_nesterov),
     "weight_decay_decoupled": _wrong_update(torch.optim.SGD, _decoupled_weight_decay),
@@ -356,6 +362,7 @@ PLANTINGS: dict[str, Planting] = {
     "label_smoothing_other_classes": _replaced(train, "cross_entropy", _smoothing_over_others),
     "loss_float32": _replaced(train, "cross_entropy", _float32_loss),
     "loss_sum": _replaced(train, "cross_entropy", _summed_loss),
+    "sigmoid_twice": _replaced(train, "cross_entropy", _sigmoid_twice),
     "clip_before_unscale": _replaced(train, "unscale", _clip_before_unscale),
     "clip_no_epsilon": _replaced(optim, "clip", _clip_no_epsilon),
     "clip_per_tensor": _replaced(optim, "clip", _clip_per_tensor),

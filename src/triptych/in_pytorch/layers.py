@@ -5,6 +5,8 @@ Shapes are PyTorch's: images (N, C, H, W), vectors (N, C).
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -103,3 +105,17 @@ class ScaledDotProductAttention(nn.Module):
 
     def extra_repr(self) -> str:
         return f"heads={self.heads}"
+
+
+class GlobalMaxPool(nn.Module):
+    """(N, C, H, W) -> (N, C): the largest of all pixels; the gradient is shared by equal ones (numerics 40)."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x.amax(dim=(2, 3))
+
+
+class Concatenate(nn.Module):
+    """Several (N, C) -> (N, sum of C), side by side; a module so that it has a name."""
+
+    def forward(self, x: Sequence[Tensor]) -> Tensor:
+        return torch.cat(list(x), dim=1)

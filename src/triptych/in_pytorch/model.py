@@ -22,11 +22,12 @@ from triptych.core.spec import Spec
 from triptych.in_pytorch import weights as canonical
 from triptych.in_pytorch.mlp import MLP
 from triptych.in_pytorch.resnet import ResNet
+from triptych.in_pytorch.text_image import TextImage
 from triptych.in_pytorch.vit import BareTransformerBlock, VisionTransformer
 from triptych.in_pytorch.weights import Arrays
 
 FAMILIES: dict[str, Callable[..., nn.Module]] = {
-    "resnet": ResNet, "mlp": MLP, "vit": VisionTransformer, "transformer_block": BareTransformerBlock,
+    "resnet": ResNet, "mlp": MLP, "vit": VisionTransformer, "transformer_block": BareTransformerBlock, "text_image": TextImage,
 }  # fmt: skip
 DTYPES = {"float32": torch.float32, "float64": torch.float64}
 
@@ -139,7 +140,7 @@ class Model:
         # An attribute of the instance shadows the method of its class; interceptions nest.
         attributes, call = vars(module), module.forward
         before = attributes.get("forward")
-        attributes["forward"] = partial(wrapper, module, call)
+        attributes["forward"] = lambda x, **options: wrapper(module, partial(call, **options), x)
         try:
             yield
         finally:

@@ -41,7 +41,13 @@ def create_trainer(model: Model, recipe: Recipe, execution: Execution = DEFAULT_
 
 
 def cross_entropy(logits: Tensor, targets: Tensor, label_smoothing: float) -> Tensor:
-    """Mean over the batch; smoothing spreads its mass over all classes (numerics 17). (N, K), (N,) classes or (N, K) shares -> ()."""
+    """Mean over the batch; smoothing spreads its mass over all classes (numerics 17). (N, K), (N,) classes or (N, K) shares -> ().
+
+    Of one logit, that of class 1, there are two classes (numerics 41).
+    """
+    if logits.shape[1] == 1:
+        ones = targets[:, 1] if targets.is_floating_point() else targets.to(logits.dtype)
+        return F.binary_cross_entropy_with_logits(logits[:, 0], (1.0 - label_smoothing) * ones + label_smoothing / 2.0)
     return F.cross_entropy(logits, targets, reduction="mean", label_smoothing=label_smoothing)
 
 

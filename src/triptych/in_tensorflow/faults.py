@@ -15,7 +15,7 @@ import keras
 import tensorflow as tf
 
 from triptych.core.recipe import SGD, AdamW, Clip
-from triptych.in_tensorflow import data, layers, optim, train
+from triptych.in_tensorflow import data, layers, optim, text_image_faults, train
 from triptych.in_tensorflow.model import traced_anew
 from triptych.in_tensorflow.optim import Slots
 
@@ -242,6 +242,10 @@ def gradient_stopped_shortcut(native: Any, call: Call, x: Any) -> Any:
     return call(tf.stop_gradient(x))
 
 
+for _wrapper in text_image_faults.WRAPPERS:
+    in_layer(_wrapper)
+
+
 # --- Optimizer --------------------------------------------------------------------------------------------------------------------
 
 
@@ -344,6 +348,14 @@ def loss_sum(
 ) -> tf.Tensor:
     """The sum over the batch instead of the mean (numerics 29)."""
     return cross_entropy(logits, targets, label_smoothing) * tf.cast(tf.shape(logits)[0], logits.dtype)
+
+
+@in_training(train, "cross_entropy")
+def sigmoid_twice(
+    logits: tf.Tensor, targets: tf.Tensor, label_smoothing: float, *, cross_entropy: Callable[..., tf.Tensor] = train.cross_entropy
+) -> tf.Tensor:
+    """A model with a sigmoid at its end, and a loss with `from_logits=True` (numerics 41)."""
+    return cross_entropy(tf.sigmoid(logits), targets, label_smoothing)
 
 
 # --- Input pipeline ---------------------------------------------------------------------------------------------------------------

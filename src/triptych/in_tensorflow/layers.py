@@ -204,6 +204,24 @@ class TokenEmbedding(keras.layers.Layer):
 
 
 @register
+class TokenLookup(keras.layers.Embedding):
+    """`keras.layers.Embedding` whose mask leaves out one token of your choice, where Keras knows only 0 (numerics 39)."""
+
+    def __init__(self, input_dim: int, output_dim: int, *, padding_token: int, **kwargs: Any) -> None:
+        super().__init__(input_dim, output_dim, **{"embeddings_initializer": "zeros", **kwargs})
+        self.padding_token = padding_token
+        self.supports_masking = True
+
+    def compute_mask(self, inputs: Any, mask: Any = None) -> Any:
+        """(N, tokens) -> (N, tokens) bool, true where a token counts."""
+        return ops.not_equal(inputs, self.padding_token)
+
+    def get_config(self) -> dict[str, Any]:
+        """The constructor's arguments."""
+        return {**super().get_config(), "padding_token": self.padding_token}
+
+
+@register
 class ScaledDotProductAttention(keras.layers.Layer):
     """softmax(q kᵀ / sqrt(width / heads)) v for each head, without a mask, of queries, keys and values side by side (numerics 26).
 

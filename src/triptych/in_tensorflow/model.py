@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import itertools
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
@@ -19,10 +20,17 @@ from triptych.core.spec import EMBEDDING, ResNetSpec, Spec, ViTSpec
 from triptych.in_tensorflow import weights as canonical
 from triptych.in_tensorflow.mlp import mlp
 from triptych.in_tensorflow.resnet import last_layer, resnet
+from triptych.in_tensorflow.text_image import text_image
 from triptych.in_tensorflow.vit import bare_block, vit
 from triptych.in_tensorflow.vit import last_layer as last_of_block
 
-BUILDERS: dict[str, Callable[..., keras.Model]] = {"resnet": resnet, "mlp": mlp, "vit": vit, "transformer_block": bare_block}
+BUILDERS: dict[str, Callable[..., keras.Model]] = {
+    "resnet": resnet,
+    "mlp": mlp,
+    "vit": vit,
+    "transformer_block": bare_block,
+    "text_image": text_image,
+}
 # Our device names and TensorFlow's device types.
 DEVICE_TYPES = {"cpu": "CPU", "cuda": "GPU", "tpu": "TPU"}
 
@@ -256,7 +264,7 @@ def segments(model: keras.Model, spec: Spec) -> list[keras.Model]:
 def _replaced_call(layer: keras.layers.Layer, wrapper: Wrapper) -> Iterator[None]:
     before = vars(layer).get("call")
     call = layer.call
-    layer.call = lambda x, **options: wrapper(layer, lambda y: call(y, **options), x)
+    layer.call = lambda x, **options: wrapper(layer, functools.partial(call, **options), x)
     try:
         yield
     finally:

@@ -40,8 +40,11 @@ def cross_entropy(logits: tf.Tensor, targets: tf.Tensor, label_smoothing: float)
     """Mean over the batch of the cross entropy; smoothing spreads its mass over all classes (numerics 17).
 
     (N, K) logits, (N,) integer classes or (N, K) shares -> scalar in the logits' precision; `keras.losses` would return float32
-    (numerics 31).
+    (numerics 31). Of one logit, that of class 1, there are two classes (numerics 41).
     """
+    if logits.shape[-1] == 1:
+        ones = (1.0 - label_smoothing) * as_shares(targets, 2, logits.dtype)[:, 1] + label_smoothing / 2.0
+        return tf.reduce_mean(tf.nn.sigmoid_cross_entropy_with_logits(ones, logits[:, 0]))
     classes = logits.shape[-1]
     smoothed = (1.0 - label_smoothing) * as_shares(targets, classes, logits.dtype) + label_smoothing / classes
     return -tf.reduce_mean(tf.reduce_sum(smoothed * tf.nn.log_softmax(logits), axis=-1))
@@ -242,7 +245,9 @@ class Trainer:
                 tape.watch(self.optimizer.variables)
                 loss = self._loss(tf.cast(self._forward(inputs), self.model.precision), targets)
                 minimized = objective(loss)
-            return loss, tape.gradient(minimized, self.optimizer.variables)
+            gradients = tape.gradient(minimized, self.optimizer.variables)
+            # That of a lookup comes as slices, of which a norm would count those of one row apart (numerics 42).
+            return loss, [tf.convert_to_tensor(gradient) for gradient in gradients]
 
     def _loss(self, logits: tf.Tensor, targets: tf.Tensor) -> tf.Tensor:
         """Every position is a sample of its own."""

@@ -26,11 +26,17 @@ ATTRIBUTES: dict[Kind, str] = {
     "running_var": "running_var",
     "class_token": "cls_token",
     "positions": "pos_embed",
+    "lookup_weight": "embeddings",
+    "lstm_input_weight": "kernel",
+    "lstm_state_weight": "recurrent_kernel",
+    "lstm_input_bias": "bias",
+    "lstm_state_bias": "recurrent_bias",
     "batch_counter": "num_batches_tracked",
 }
 # OIHW -> HWIO and (out, in) -> (in, out); everything else has one layout.
-TO_NATIVE: dict[Kind, tuple[int, ...]] = {"conv_weight": (2, 3, 1, 0), "linear_weight": (1, 0)}
-TO_CANONICAL: dict[Kind, tuple[int, ...]] = {"conv_weight": (3, 2, 0, 1), "linear_weight": (1, 0)}
+_PRODUCTS: dict[Kind, tuple[int, ...]] = dict.fromkeys(("linear_weight", "lstm_input_weight", "lstm_state_weight"), (1, 0))
+TO_NATIVE: dict[Kind, tuple[int, ...]] = {"conv_weight": (2, 3, 1, 0), **_PRODUCTS}
+TO_CANONICAL: dict[Kind, tuple[int, ...]] = {"conv_weight": (3, 2, 0, 1), **_PRODUCTS}
 
 
 @dataclass(frozen=True, slots=True)

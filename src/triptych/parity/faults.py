@@ -35,7 +35,7 @@ from triptych.core import recipe as formulas
 from triptych.core.errors import UsageError
 from triptych.core.recipe import SGD, Recipe
 from triptych.core.sampling import Batch
-from triptych.core.spec import Preprocessing, Spec
+from triptych.core.spec import Preprocessing, Spec, TextImageSpec
 from triptych.data import Source
 from triptych.parity import places
 from triptych.parity.places import Select
@@ -228,6 +228,21 @@ def _relu_missing(subject: Subject, layer: str) -> Iterator[None]:
         yield
 
 
+@contextlib.contextmanager
+def _embedding_scaled(subject: Subject, layer: str) -> Iterator[None]:
+    scale = subject.spec.layer(layer).out_channels ** 0.5
+    with subject.intercept(layer, lambda native, call, x: call(x) * scale):
+        yield
+
+
+def _padding_token_one(subject: Subject, layer: str) -> None:
+    """The padding of RoBERTa and its kin, where the texts have 0."""
+    assert isinstance(subject.spec, TextImageSpec)
+    assert isinstance(subject.training_spec, TextImageSpec)
+    subject.spec = dataclasses.replace(subject.spec, padding_token=1)
+    subject.training_spec = dataclasses.replace(subject.training_spec, padding_token=1)
+
+
 # --- The table ---------------------------------------------------------------------------------------------------------------
 
 _BATCH_NORM, _CONV, _NO_BN = places.middle("batch_norm"), places.middle("conv"), "a BatchNorm layer"
@@ -236,7 +251,7 @@ _STRIDED = places.first(lambda layer: layer.op == "conv" and layer.stride == 2 a
 _MAX_POOL = places.first(lambda layer: layer.op == "max_pool")
 _PAD = places.first(lambda layer: layer.op == "pad_shortcut")
 _V1 = places.block(lambda block: block.kind == "bottleneck" and block.stride == 2)
-_LINEAR = places.middle("linear")
+_LINEAR, _LSTM, _LOOKUP = places.middle("linear"), places.middle("lstm"), places.middle("lookup")
 
 FAULTS: tuple[Fault, ...] = (
     Fault("kernel_transposed", 11, "a convolution kernel's height and width exchanged by the converter", 1, _STRIDED, "a 3x3 convolution",
@@ -273,13 +288,22 @@ FAULTS: tuple[Fault, ...] = (
     Fault("pad_shortcut_average_pool", 27, "option A averages in place of subsampling", 3, _PAD, "an option-A shortcut"),
     Fault("dropout_in_eval", 23, "dropout left on in inference", 3, places.middle("relu", "gelu"), "an activation"),
     Fault("relu_missing", 10, "an activation forgotten", 3, places.middle("relu"), "an activation", _relu_missing),
+    Fault("lstm_gate_order", 25, "gates read as i, g, f, o", 3, _LSTM, "an LSTM"),
+    Fault("lstm_bias_lost", 25, "one of two biases lost", 3, _LSTM, "an LSTM"),
+    Fault("lstm_unit_forget_bias", 25, "1 added to the forget gate's bias at every step", 3, _LSTM, "an LSTM"),
+    Fault("lstm_mask_ignored", 39, "padding read like any token", 3, _LSTM, "an LSTM"),
+    Fault("lstm_reversed", 39, "the text read from its end", 3, _LSTM, "an LSTM"),
+    Fault("padding_token_one", 39, "another token taken for padding", 3, _LSTM, "an LSTM", _padding_token_one),
+    Fault("global_max_pool_mean", 40, "the mean of all pixels for their maximum", 3, places.middle("global_max_pool"), "a global max-pool"),
+    Fault("embedding_scaled", 42, "tokens multiplied by the root of their width", 3, _LOOKUP, "a lookup of tokens", _embedding_scaled),
     Fault("batch_norm_frozen_in_training", 5, "running statistics used in training", 4, _BATCH_NORM, _NO_BN),
     Fault("batch_norm_fast_variance", 7, "batch variance as E[x²] - E[x]²", 4, _BATCH_NORM, _NO_BN),
     Fault("layer_norm_fast_variance", 7, "LayerNorm's variance as E[x²] - E[x]²", 4, _LAYER_NORM, _NO_LN),
     Fault("batch_norm_momentum", 5, "BatchNorm momentum weighs the old in place of the new", 4, _BATCH_NORM, _NO_BN),
     Fault("batch_norm_biased_variance", 6, "biased running variance", 4, _BATCH_NORM, _NO_BN),
     Fault("label_smoothing_missing", 17, "label smoothing forgotten", 5, places.anywhere, "a loss", _recipe(label_smoothing=0.0)),
-    Fault("label_smoothing_other_classes", 17, "smoothing mass on the other classes only", 5, places.anywhere, "a loss"),
+    Fault("label_smoothing_other_classes", 17, "smoothing mass on the other classes only", 5, places.several_logits, "several logits"),
+    Fault("sigmoid_twice", 41, "the loss takes probabilities for logits", 5, places.one_logit, "output of one logit"),
     Fault("loss_float32", 31, "the loss computed in float32", 5, places.anywhere, "a loss"),
     Fault("loss_sum", 29, "the loss summed in place of averaged", 5, places.anywhere, "a loss"),
     Fault("accumulation_sum", 29, "gradients of micro-batches summed in place of averaged", 5, places.anywhere, "a loss",
@@ -309,7 +333,6 @@ FAULTS: tuple[Fault, ...] = (
 
 NOT_EXPRESSIBLE: dict[int, str] = {
     2: "zero padding before the stem's max-pool: harmless behind a ReLU, where no value is below zero; no catalogued model pools elsewhere",
-    25: "LSTM gate order and biases: no catalogued model has an LSTM yet (text_image, planned)",
     30: "metric traps: a property of the comparer, not of a framework; tests/parity/test_compare.py plants them there",
     34: "layout noise: the yardstick of float32 claims, not a fault",
     35: "thread counts: recorded with every result, not a fault",

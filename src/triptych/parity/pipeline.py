@@ -12,6 +12,7 @@ from pathlib import Path
 
 import numpy as np
 
+from triptych.core.batch import num_labels
 from triptych.core.contract import Loader
 from triptych.core.preprocess import Transforms
 from triptych.core.sampling import SamplingPlan
@@ -75,7 +76,7 @@ def _made(subject: Subject, transforms: Transforms, preprocessing: Preprocessing
     """Batches of these steps from the subject's pipeline, which gets no processes of its own for so few."""
     plan, source = subject.plan, _source(subject.plan)
     sampling = SamplingPlan(
-        source.labels, plan.spec.num_classes, plan.training_batch, plan.sgd.seed, transforms, preprocessing.crop, plan.uneven
+        source.labels, num_labels(plan.spec), plan.training_batch, plan.sgd.seed, transforms, preprocessing.crop, plan.uneven
     )
     return subject.batches(source, sampling.batches(steps.start, steps.stop), preprocessing, transforms, Loader(workers=0))
 
@@ -84,7 +85,7 @@ def _source(plan: Plan) -> Source:
     """The training images of the plan's data; without any, a few pictures."""
     if plan.data:
         return open_source(plan.data, "train")
-    channels, classes = _of_images(plan.spec).channels, plan.spec.num_classes
+    channels, classes = _of_images(plan.spec).channels, num_labels(plan.spec)
     names = [f"picture {number}" for number in range(PICTURES)]
     images = np.stack([plans.picture(name, HEIGHT, WIDTH, channels) for name in names])
     return Source("pictures", "train", tuple(map(str, range(classes))), np.arange(PICTURES) % classes, images, names)

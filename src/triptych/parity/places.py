@@ -62,6 +62,16 @@ def images(spec: Spec) -> str | None:
     return None if spec.preprocessing is None else ""
 
 
+def several_logits(spec: Spec) -> str | None:
+    """No layer in particular, of a model whose classes have a logit each."""
+    return "" if spec.num_classes > 1 else None
+
+
+def one_logit(spec: Spec) -> str | None:
+    """No layer in particular, of a model whose two classes share a logit."""
+    return "" if spec.num_classes == 1 else None
+
+
 def image_files(spec: Spec) -> str | None:
     """No layer in particular, of a model whose images come from files: of one channel or of three."""
     return "" if spec.in_channels in (1, 3) else None

@@ -14,7 +14,7 @@ from typing import Any, Literal
 import numpy as np
 
 from triptych.core import catalog, philox, recipe
-from triptych.core.batch import Inputs, drawn
+from triptych.core.batch import Inputs, drawn, num_labels
 from triptych.core.contract import DEFAULT_EXECUTION, Execution
 from triptych.core.difference import SKETCH
 from triptych.core.preprocess import ColorJitter, RandomErasing, RandomResizedCrop, Transforms
@@ -124,7 +124,7 @@ def training_batch(plan: Plan, step: int) -> tuple[Inputs, np.ndarray]:
     """Inputs, floats in float64, and int labels (N,) of one training step."""
     spec, n = plan.training_spec, plan.training_batch
     inputs = _drawn(spec, f"plan/{plan.seed}/train/{step}", n)
-    labels = philox.bits(f"plan/{plan.seed}/labels/{step}", n) % np.uint64(spec.num_classes)
+    labels = philox.bits(f"plan/{plan.seed}/labels/{step}", n) % np.uint64(num_labels(spec))
     return inputs, labels.astype(np.int64)
 
 
