@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 
 from triptych.bench import record, session
-from triptych.bench.processes import Failed
 from triptych.bench.proof import Proof
 from triptych.core import contract
+from triptych.core.conversation import Failed
 from triptych.core.errors import ParityFailed
 
 FRAMEWORKS = contract.installed()

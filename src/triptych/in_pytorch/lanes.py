@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterator, Mapping
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -62,18 +61,6 @@ def training(model: Model, execution: Execution) -> Contender:
         compiles=execution.compile,
         levers=levers(execution),
     )
-
-
-def export_onnx(spec: Spec, weights: Mapping[str, np.ndarray], path: Path) -> None:
-    """The model in eval mode as one ONNX file, of any batch size: `images` (N, C, H, W) float32 -> `logits` (N, classes)."""
-    height, width, channels = spec.input_shape
-    native = create_model(spec, weights, precision="float32", device="cpu").native
-    example = torch.zeros(2, channels, height, width)  # 2, because torch.export takes a size of 1 for a constant
-    batch = ({0: torch.export.Dim("batch")},)
-    names: dict[str, Any] = {"input_names": ["images"], "output_names": ["logits"], "dynamic_shapes": batch}
-    program = torch.onnx.export(native, (example,), dynamo=True, verbose=False, **names)
-    assert program is not None, "with dynamo=True and no file it is returned"
-    program.save(str(path), external_data=False)
 
 
 def levers(execution: Execution) -> tuple[str, ...]:
