@@ -103,13 +103,18 @@ def called(*words: str) -> str:
     """The command line that is running, from its command and arguments and the options that were given; of paths the last part only."""
     context = click.get_current_context()
     given = [
-        option.name
+        option
         for option in context.command.params
         if isinstance(option, click.Option) and option.name and option.name not in ("as_json", "out", "work")
         if context.get_parameter_source(option.name) is click.core.ParameterSource.COMMANDLINE
     ]
-    options = [f"--{name.replace('_', '-')} {os.path.basename(str(context.params[name]))}" for name in given]
+    options = [max(option.opts, key=len) + ("" if option.is_flag else f" {_shown(context.params[str(option.name)])}") for option in given]
     return " ".join(["triptych", *(os.path.basename(word) for word in words), *options])
+
+
+def _shown(value: Any) -> str:
+    """A value as it may be typed; of paths the last part only."""
+    return ",".join(map(_shown, value)) if isinstance(value, tuple) else os.path.basename(str(value))
 
 
 json_option = click.option("--json", "as_json", is_flag=True, help="Print the result as JSON on stdout.")

@@ -22,15 +22,13 @@ from triptych.core.difference import magnitude, scaled_error
 from triptych.core.errors import ExportFailed, TriptychError
 from triptych.core.spec import Spec, to_dict
 from triptych.core.tolerance import EXPORTED
-from triptych.export import images
+from triptych.export import images, record
 from triptych.export.matrix import FORMATS, Cell
 
-RECORD = "export.json"
-SCHEMA = 1
 LIMIT_SECONDS = 3600.0
 CALLS = 20
 """Timed calls of one batch, whose median is told."""
-FILES = frozenset({RECORD, "model.bin", *(row.file for row in FORMATS.values())})
+FILES = frozenset({record.NAME, "model.bin", *(row.file for row in FORMATS.values())})
 Progress = Callable[[str], None]
 Start = Callable[[str, Path], Any]
 
@@ -131,15 +129,14 @@ def _fill(desk: Desk, request: Request, cell: Cell, partial: Path, row: dict[str
     """Write the artefact into a directory that has no name yet, verify it there, and put the record beside it."""
     artefact = partial / FORMATS[cell.format].file
     write(desk, request, cell, artefact)
-    files = {str(file.relative_to(partial)): file for file in sorted(partial.rglob("*")) if file.is_file()}
-    row["files"] = {name: {"size": file.stat().st_size, "sha256": _sha256(file)} for name, file in files.items()}
+    row["files"] = record.listed(partial)
     row["bytes"] = sum(entry["size"] for entry in row["files"].values())
     row |= verify(desk, cell, artefact)
     if not row["passed"]:
         raise ExportFailed(_why(desk, cell, artefact, row))
-    weights = {"weights_sha256": _sha256(desk.path("weights"))}
-    kept = {"schema": SCHEMA, "command": request.command, **row, **told, **weights, "spec": to_dict(request.spec)}
-    storage.write_file(partial / RECORD, storage.json_bytes({**kept, "environment": environment.environment()}))
+    weights = {"weights_sha256": record.sha256(desk.path("weights"))}
+    kept = {"schema": record.SCHEMA, "command": request.command, **row, **told, **weights, "spec": to_dict(request.spec)}
+    storage.write_file(partial / record.NAME, storage.json_bytes({**kept, "environment": environment.environment()}))
 
 
 # Writing
@@ -203,7 +200,7 @@ def verify(desk: Desk, cell: Cell, artefact: Path) -> dict[str, Any]:
 def compared(reference: Mapping[str, np.ndarray], outputs: Mapping[str, np.ndarray]) -> dict[str, Any]:
     """Errors of each batch, the worst of them, and on how many images the first class is the same."""
     errors = {batch: scaled_error(outputs[str(batch)], reference[str(batch)]) for batch in images.BATCHES}
-    checks = [
+    checks: list[dict[str, Any]] = [
         {"batch": batch, "scaled_error": error} | _sizes(outputs[str(batch)], reference[str(batch)]) for batch, error in errors.items()
     ]
     both = outputs["all"].shape == reference["all"].shape
@@ -211,7 +208,7 @@ def compared(reference: Mapping[str, np.ndarray], outputs: Mapping[str, np.ndarr
     return {"worst_error": max(errors.values()), "checks": checks, "same_class": same, "of_images": len(reference["all"])}
 
 
-def _sizes(output: np.ndarray, value: np.ndarray) -> dict[str, float | None]:
+def _sizes(output: np.ndarray, value: np.ndarray) -> dict[str, Any]:
     """The largest difference, None where there is none or it is not finite, and the largest logit of the source."""
     found = magnitude(np.subtract(output, value, dtype=np.float64)) if output.shape == value.shape else math.nan
     return {"max_abs": found if math.isfinite(found) else None, "scale": magnitude(value)}
@@ -257,8 +254,3 @@ def _why(desk: Desk, cell: Cell, artefact: Path, row: Mapping[str, Any]) -> str:
                 f"; the first layer that differs is {found['layer']}, node {found['node']} ({found['operator']}), by {found['error']:.1e}"
             )
     return text
-
-
-def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
