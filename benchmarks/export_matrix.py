@@ -1,6 +1,7 @@
 """Every artefact of one model: exported, verified, and timed in one interleaved run.
 
     .venv/bin/python benchmarks/export_matrix.py [--model resnet50] [--rounds 15] [--calls 2]
+    .venv/bin/python benchmarks/export_matrix.py --write-doc      # the tables of docs/export.md, from the record and from the code
 
 `triptych export MODEL --to all` first; what an interrupted run has verified already is not made again. Then a process a runtime
 holds all of its artefacts, and in each round every artefact takes a turn of `--calls` calls at each batch size, in random order. A row has
@@ -11,6 +12,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import json
 import os
 import random
 import statistics
@@ -27,13 +29,15 @@ from triptych.bench.statistics import median_interval, paired_interval
 from triptych.core import catalog, contract, storage
 from triptych.core.errors import InputRefused
 from triptych.core.spec import Spec
-from triptych.export import matrix, record, session
+from triptych.export import matrix, record, runtimes, session
 from triptych.export.images import BATCHES
 
 COMMAND = "benchmarks/export_matrix.py"
+DOCUMENT = Path(__file__).parents[1] / "docs" / "export.md"
 KEPT = (
     "source", "format", "runtime", "model", "passed", "failure", "unavailable", "worst_error", "tolerance", "checks", "same_class",
-    "of_images", "serve_images", "bytes", "files", "versions", "frameworks_loaded", "import_seconds", "load_seconds", "first_call_seconds",
+    "of_images", "serve_images", "bytes", "files", "written_with", "versions", "frameworks_loaded", "import_seconds", "load_seconds",
+    "first_call_seconds",
 )  # fmt: skip
 
 
@@ -101,6 +105,45 @@ def told(seconds: list[float], fastest: list[float], batch: int) -> dict[str, An
     }  # fmt: skip
 
 
+def table(recorded: dict[str, Any]) -> str:
+    """A record as the table of docs/export.md, the fastest at batch 1 first."""
+    where = f"{recorded['threads']} thread(s) of {recorded['environment']['cpu']['model']}"
+    busy = f"load average {recorded['load_average'][0]:.0f} at the end"
+    lines = [
+        f"`{recorded['command']}`: {recorded['rows'][0]['model']}, {where}, {busy}.",
+        "",
+        "| artefact | runtime | worst error | MiB | load | batch 1 | times the fastest | batch 7 | images/s |",
+        "|---|---|---|---|---|---|---|---|---|",
+    ]
+    live = sorted((row for row in recorded["rows"] if row["passed"]), key=lambda row: row["latency"]["1"]["median_seconds"])
+    for row in live:
+        one, seven = row["latency"]["1"], row["latency"]["7"]
+        low, high = one["times_the_fastest_interval"]
+        cells = [
+            name_of(row), runtimes.ADAPTERS[row["runtime"]].title, f"{row['worst_error']:.1e}", f"{row['bytes'] / 2**20:.2f}",
+            f"{row['load_seconds']:.2f} s", f"{one['median_seconds'] * 1e3:.2f} ms",
+            f"{one['times_the_fastest']:.2f} [{low:.2f}, {high:.2f}]", f"{seven['median_seconds'] * 1e3:.2f} ms",
+            f"{seven['images_per_second']:.0f}",
+        ]  # fmt: skip
+        lines.append(f"| {' | '.join(cells)} |")
+    lines += [f"| {name_of(row)} | {row['failure'] or row['unavailable']} |" for row in recorded["rows"] if not row["passed"]]
+    return "\n".join(lines)
+
+
+def blocks(recorded: dict[str, Any]) -> dict[str, str]:
+    """What stands between the marks of docs/export.md."""
+    return {"cells": matrix.markdown(), "measured": table(recorded)}
+
+
+def write_doc(recorded: dict[str, Any]) -> None:
+    """Put the tables into docs/export.md."""
+    text = DOCUMENT.read_text()
+    for name, content in blocks(recorded).items():
+        before, _, rest = text.partition(f"<!-- begin {name} -->\n")
+        text = f"{before}<!-- begin {name} -->\n{content}\n<!-- end {name} -->{rest.partition(f'<!-- end {name} -->')[2]}"
+    DOCUMENT.write_text(text)
+
+
 def main() -> None:
     """Export, time, record."""
     parser = argparse.ArgumentParser(description=str(__doc__).partition("\n")[0])
@@ -109,7 +152,11 @@ def main() -> None:
     parser.add_argument("--calls", type=at_least(1), default=2, help="Timed calls of a turn; one more goes before them.")
     parser.add_argument("--work", type=Path, default=Path("runs/export-matrix"))
     parser.add_argument("--out", type=Path, default=RESULTS / "export" / "matrix.json")
+    parser.add_argument("--write-doc", action="store_true", help="Only write the tables of docs/export.md, from the record.")
     given = parser.parse_args()
+    if given.write_doc:
+        write_doc(json.loads(given.out.read_text()))
+        return
     spec = catalog.get_spec(given.model)
     storage.make_directory(given.work)
     rows = rows_of(spec, given.work)

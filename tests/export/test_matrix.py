@@ -12,7 +12,6 @@ from triptych.core.errors import UsageError
 from triptych.core.tolerance import EXPORTED
 from triptych.export import matrix, runtimes
 
-DOCUMENT = Path(__file__).parents[2] / "docs" / "export.md"
 PACKAGE = Path(matrix.__file__).parent
 
 
@@ -37,12 +36,6 @@ def test_a_room_writes_what_the_table_says(framework: str) -> None:
     writers = importlib.import_module(f"{contract.FRAMEWORKS[framework].package}.export").WRITERS
     asked = {cell.via or cell.format for cell in matrix.CELLS if cell.source == framework and cell.possible}
     assert set(writers) == asked
-
-
-def test_the_document_shows_the_table() -> None:
-    text = DOCUMENT.read_text()
-    shown = text.partition("<!-- begin cells -->\n")[2].partition("\n<!-- end cells -->")[0]
-    assert shown == matrix.markdown(), "write it anew from triptych.export.matrix.markdown()"
 
 
 def test_what_is_impossible_is_refused_with_its_reason() -> None:

@@ -12,6 +12,7 @@ import pytest
 
 from triptych import cli
 from triptych.core import catalog, contract
+from triptych.core.conversation import Failed
 from triptych.core.errors import ExportFailed, StorageError
 from triptych.export import matrix, session
 
@@ -51,6 +52,7 @@ def test_every_artefact_computes_what_its_source_does(source: str, tmp_path: Pat
         assert written["files"].keys() == {str(p.relative_to(folder)) for p in folder.rglob("*") if p.is_file()} - {"export.json"}
         for name, entry in written["files"].items():
             assert hashlib.sha256((folder / name).read_bytes()).hexdigest() == entry["sha256"]
+        assert set(row["written_with"]) >= {"pytorch": {"torch"}, "tensorflow": {"tensorflow"}, "jax": {"jax"}}[source]
         check_loaded(row)
 
 
@@ -107,6 +109,30 @@ def test_a_wrong_file_is_removed_and_its_first_wrong_node_is_named(tmp_path: Pat
     assert failed.exit_code == 7
     assert {path.name: path.read_bytes() for path in (tmp_path / "pytorch-onnx").iterdir()} == before, "the verified one stays"
     assert [path.name for path in tmp_path.iterdir()] == ["pytorch-onnx"], "and nothing half-written beside it"
+
+
+class Dead:
+    """A worker that cannot even start."""
+
+    stopped = 0
+
+    def ask(self, do: str, **given: Any) -> dict[str, Any]:
+        """What a process tells that was killed."""
+        raise Failed("ProcessEnded", "killed, as systems do when memory ends")
+
+    def stop(self) -> None:
+        """Counted."""
+        Dead.stopped += 1
+
+
+def test_a_process_that_dies_is_the_reason_of_each_of_its_cells(tmp_path: Path) -> None:
+    rows = exported(tmp_path, cells("pytorch", "torchscript", "torch_export"), lambda role, log: Dead())
+    assert [row["failure"] for row in rows] == ["ProcessEnded: killed, as systems do when memory ends"] * 2
+    assert Dead.stopped == 2
+    failed = session.outcome(rows)
+    assert failed is not None
+    assert failed.exit_code == 7
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_an_artefact_is_not_replaced_unasked(tmp_path: Path) -> None:

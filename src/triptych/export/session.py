@@ -9,7 +9,8 @@ import os
 import statistics
 import tempfile
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from importlib import metadata
 from pathlib import Path
 from typing import Any
 
@@ -59,7 +60,8 @@ class Desk:
 
     folder: Path
     start: Start
-    sources: dict[str, Any]
+    sources: dict[str, Any] = field(default_factory=dict)
+    versions: dict[str, dict[str, str]] = field(default_factory=dict)
     number: int = 0
 
     @contextlib.contextmanager
@@ -86,7 +88,7 @@ def run(request: Request, progress: Progress, start: Start = process) -> list[di
     storage.make_directory(request.out)
     rows = []
     with tempfile.TemporaryDirectory(prefix="triptych-export-") as folder:
-        desk = Desk(Path(folder), start, {})
+        desk = Desk(Path(folder), start)
         for number, data in enumerate(encoded):
             desk.path(f"{number}.image").write_bytes(data)
         told = {"data": source.name, "images": len(encoded), "images_sha256": hashlib.sha256(b"".join(encoded)).hexdigest()}
@@ -129,12 +131,14 @@ def _fill(desk: Desk, request: Request, cell: Cell, partial: Path, row: dict[str
     """Write the artefact into a directory that has no name yet, verify it there, and put the record beside it."""
     artefact = partial / FORMATS[cell.format].file
     write(desk, request, cell, artefact)
+    row["written_with"] = desk.versions[cell.source] | {name: metadata.version(name) for name in cell.needs}
     row["files"] = record.listed(partial)
     row["bytes"] = sum(entry["size"] for entry in row["files"].values())
     row |= verify(desk, cell, artefact)
     if not row["passed"]:
         raise ExportFailed(_why(desk, cell, artefact, row))
-    weights = {"weights_sha256": record.sha256(desk.path("weights"))}
+    used = desk.path("weights" if request.weights is not None else "calibrated")
+    weights = {"weights_sha256": record.sha256(used)}
     kept = {"schema": record.SCHEMA, "command": request.command, **row, **told, **weights, "spec": to_dict(request.spec)}
     storage.write_file(partial / record.NAME, storage.json_bytes({**kept, "environment": environment.environment()}))
 
@@ -157,21 +161,31 @@ def write(desk: Desk, request: Request, cell: Cell, artefact: Path) -> None:
 
 
 def writer(desk: Desk, request: Request, framework: str) -> Asked:
-    """The process of a source framework, which holds the model and has told its own outputs."""
+    """The process of a source framework, which holds the model and has told its own outputs. Raises Failed."""
     if framework not in desk.sources:
-        asked = desk.sources[framework] = desk.start(framework, desk.path(f"{framework}.log"))
-        weights, calibrate = desk.path("weights"), False
-        if not weights.exists():
-            calibrate = request.weights is None
-            given = initialize.parity_weights(request.spec, 0, "float32") if request.weights is None else request.weights
-            save_file({name: np.asarray(value, order="C") for name, value in given.items()}, weights)
-        asked.ask("load", described=to_dict(request.spec), weights=str(weights))
-        asked.ask(
-            "prepare", encoded=_encoded(desk), inputs=str(desk.path(f"{framework}.inputs")), outputs=str(desk.path(f"{framework}.outputs")),
-            calibrated=str(weights) if calibrate else None,
-        )  # fmt: skip
+        asked = desk.start(framework, desk.path(f"{framework}.log"))
+        try:
+            _prepare(desk, request, framework, asked)
+        except Failed:
+            asked.stop()
+            raise
+        desk.sources[framework] = asked
     worker: Asked = desk.sources[framework]
     return worker
+
+
+def _prepare(desk: Desk, request: Request, framework: str, asked: Asked) -> None:
+    """Give the process its model; the first one calibrates the weights that were not given, and all take those."""
+    desk.versions[framework] = asked.ask("start")["versions"]
+    given, calibrated = desk.path("weights"), desk.path("calibrated")
+    if not given.exists():
+        weights = initialize.parity_weights(request.spec, 0, "float32") if request.weights is None else request.weights
+        save_file({name: np.asarray(value, order="C") for name, value in weights.items()}, given)
+    asked.ask("load", described=to_dict(request.spec), weights=str(calibrated if calibrated.exists() else given))
+    asked.ask(
+        "prepare", encoded=_encoded(desk), inputs=str(desk.path(f"{framework}.inputs")), outputs=str(desk.path(f"{framework}.outputs")),
+        calibrated=None if request.weights is not None or calibrated.exists() else str(calibrated),
+    )  # fmt: skip
 
 
 def _encoded(desk: Desk) -> list[str]:

@@ -79,7 +79,7 @@ class Worker:
     def _prepare(self, encoded: Sequence[str], inputs: str, outputs: str, calibrated: str | None) -> Answer:
         """Decode and preprocess natively, and write the images and the model's own logits for each batch and for all of them.
 
-        With `calibrated`, the weights' running statistics become those of the images first, and the weights are written there.
+        With `calibrated`, the weights' running statistics first become those of the first images, and the weights are written there.
         """
         given = self._model.spec.preprocessing
         pixels = [self.library.decode(Path(name).read_bytes(), given.channels) for name in encoded]
@@ -95,7 +95,7 @@ class Worker:
     def _calibrate(self, images: np.ndarray) -> None:
         norm = getattr(self._model.spec, "batch_norm", None)
         if norm is not None:
-            after = self._model.forward(images, training=True).state
+            after = self._model.forward(images[: sum(BATCHES)], training=True).state
             self._model.load_weights(initialize.calibrated(self._model.spec, self._model.weights(), after, norm.momentum))
 
     def _intermediates(self, path: str) -> Answer:
