@@ -43,7 +43,7 @@ def framework(name: str) -> Any:
     return contract.load(name)
 
 
-def refused(runtime: str, artefact: Path, match: str) -> None:
+def check_refused(runtime: str, artefact: Path, match: str) -> None:
     """The runtime does not open this, and says why."""
     if runtimes.missing(runtime):
         pytest.skip(str(runtimes.missing(runtime)))
@@ -98,7 +98,7 @@ def test_onnx_data_lies_beside_the_file(place: str, tmp_path: Path) -> None:
     value = onnx.helper.make_tensor_value_info("logits", 1, [4])
     graph = onnx.helper.make_graph([onnx.helper.make_node("Identity", ["w"], ["logits"])], "g", [], [value], [tensor])
     (folder / "model.onnx").write_bytes(onnx.helper.make_model(graph).SerializeToString())
-    refused("onnxruntime", folder / "model.onnx", "points to '.*its data must lie beside it")
+    check_refused("onnxruntime", folder / "model.onnx", "points to '.*its data must lie beside it")
 
 
 # PyTorch
@@ -109,9 +109,9 @@ def test_a_pickle_is_no_torchscript(tmp_path: Path, mark: Path) -> None:
     import torch
 
     torch.save(Bomb(mark), tmp_path / "model.pt")
-    refused("torchscript", tmp_path / "model.pt", "is not a TorchScript archive")
+    check_refused("torchscript", tmp_path / "model.pt", "is not a TorchScript archive")
     (tmp_path / "raw.pt").write_bytes(pickle.dumps(Bomb(mark)))
-    refused("torchscript", tmp_path / "raw.pt", "is not a TorchScript archive")
+    check_refused("torchscript", tmp_path / "raw.pt", "is not a TorchScript archive")
     assert not mark.exists()
 
 
@@ -127,7 +127,7 @@ def test_torchscript_writes_no_file(tmp_path: Path) -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         torch.jit.script(Writes()).save(str(tmp_path / "model.pt"))
-    refused("torchscript", tmp_path / "model.pt", r"calls 'save\('")
+    check_refused("torchscript", tmp_path / "model.pt", r"calls 'save\('")
 
 
 @pytest.fixture(scope="module")
@@ -163,11 +163,11 @@ def test_a_torch_export_archive_runs_no_pickle(program: Path, tmp_path: Path, ma
     def flagged(name: str, data: bytes) -> bytes:
         return data.replace(b'"use_pickle": false', b'"use_pickle": true') if name.endswith("weights_config.json") else data
 
-    refused("torch_export", altered(program, tmp_path / "a.pt2", flagged), "is stored as a pickle")
+    check_refused("torch_export", altered(program, tmp_path / "a.pt2", flagged), "is stored as a pickle")
     example = altered(program, tmp_path / "b.pt2", lambda name, data: bomb if "/sample_inputs/" in name else data)
-    refused("torch_export", example, "cannot be read without running code")
+    check_refused("torch_export", example, "cannot be read without running code")
     older = altered(program, tmp_path / "c.pt2", lambda name, data: data, {"data/weights/model.pt": bomb})
-    refused("torch_export", older, "is a pickle")
+    check_refused("torch_export", older, "is a pickle")
     assert not mark.exists()
 
 
@@ -189,7 +189,7 @@ def test_a_torch_export_archive_evaluates_no_python(key: str, value: Any, match:
             holder[key] = value
         return json.dumps(model).encode()
 
-    refused("torch_export", altered(program, tmp_path / "model.pt2", change), match)
+    check_refused("torch_export", altered(program, tmp_path / "model.pt2", change), match)
 
 
 def holders(value: Any, key: str) -> list[dict[str, Any]]:
@@ -222,7 +222,7 @@ def test_a_saved_model_reaches_no_file_and_no_python(kind: str, tmp_path: Path, 
     spec = tf.TensorSpec((None, 4), tf.float32, name="images")
     function = tf.function(writes if kind == "writes" else calls, autograph=False).get_concrete_function(spec)
     tf.saved_model.save(tf.Module(), str(tmp_path / "m"), signatures={"serving_default": function})
-    refused("saved_model", tmp_path / "m", r"has the operator\(s\) (WriteFile|PyFunc)")
+    check_refused("saved_model", tmp_path / "m", r"has the operator\(s\) (WriteFile|PyFunc)")
     assert not mark.exists()
 
 
@@ -233,7 +233,7 @@ def test_a_keras_archive_runs_no_lambda_and_names_no_module(tmp_path: Path, mark
 
     layer = keras.layers.Lambda(lambda x: x + 1.0)
     keras.Sequential([keras.Input((4,)), layer]).save(tmp_path / "lambda.keras")
-    refused("keras", tmp_path / "lambda.keras", r"was not opened by Keras.*[Ll]ambda")
+    check_refused("keras", tmp_path / "lambda.keras", r"was not opened by Keras.*[Ll]ambda")
     keras.Sequential([keras.Input((4,)), keras.layers.Dense(2)]).save(tmp_path / "plain.keras")
     assert runtimes.opened("keras", tmp_path / "plain.keras")(np.ones((3, 4), np.float32)).shape == (3, 2)
 
@@ -249,7 +249,7 @@ def test_a_keras_archive_runs_no_lambda_and_names_no_module(tmp_path: Path, mark
     with zipfile.ZipFile(tmp_path / "plain.keras") as old, zipfile.ZipFile(hostile, "w") as new:
         for name in old.namelist():
             new.writestr(name, named(name, old.read(name)))
-    refused("keras", hostile, "was not opened by Keras")
+    check_refused("keras", hostile, "was not opened by Keras")
     assert not mark.exists()
 
 
@@ -264,7 +264,7 @@ def test_a_stablehlo_module_calls_nothing_outside(tmp_path: Path) -> None:
 
     foreign = jax.export.export(jax.jit(jnp.linalg.cholesky), platforms=("cpu",))(jax.ShapeDtypeStruct((3, 3), jnp.float32))
     (tmp_path / "model.stablehlo").write_bytes(foreign.serialize())
-    refused("stablehlo", tmp_path / "model.stablehlo", r"calls \w+, code outside of StableHLO")
+    check_refused("stablehlo", tmp_path / "model.stablehlo", r"calls \w+, code outside of StableHLO")
 
 
 @pytest.mark.parametrize("runtime", sorted(set(runtimes.ADAPTERS) - {"aotinductor", "saved_model"}))
@@ -273,4 +273,4 @@ def test_noise_is_refused_by_name(runtime: str, tmp_path: Path) -> None:
     path.write_bytes(np.random.default_rng(0).bytes(4096))
     for name in ("pytorch", "tensorflow", "jax"):
         framework(name)
-    refused(runtime, path, "model")
+    check_refused(runtime, path, "model")
