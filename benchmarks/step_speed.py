@@ -73,7 +73,7 @@ def bare_jax(trainer: Any, images: np.ndarray, labels: np.ndarray) -> Turn:
     gradients = jax.jit(functools.partial(train.loss_and_gradients, train.executed(model.module, RECIPE), RECIPE, moves))
     update = jax.jit(lambda *given: train.update(RECIPE, decayed, *given), donate_argnums=0)
     scalars = {name: model.put(np.asarray(value)) for name, value in optim.scalars(RECIPE, 0, RATE).items()}
-    batch = model.put(images), jax.device_put(labels.astype(np.int32), model.jax_device)
+    batch = (model.put(images),), jax.device_put(labels.astype(np.int32), model.jax_device)
     opt_state = optim.optimizer(RECIPE, decayed, optim.scalars(RECIPE, 0, 0.0)).init(model.variables["params"])
     held = [(train.TrainState(model.variables["params"], opt_state, {}), {k: v for k, v in model.variables.items() if k != "params"})]
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import json
 import os
 import random
 import sys
@@ -169,6 +170,22 @@ def test_a_new_head_keeps_the_backbone(framework: str, mlps: dict[str, triptych.
     assert tuned.predict(images(2, tuned)).shape == (2, 3)
     for name, value in held.items():
         assert value.tobytes() == (fresh if name.startswith("fc.") else old)[name].tobytes()
+
+
+@each_framework
+def test_a_model_of_features_is_saved_and_loaded(framework: str, tmp_path: Path) -> None:
+    options = {"tokens": 3, "width": 8, "heads": 2, "mlp_width": 12}
+    made = triptych.create_model("transformer_block", framework, device="cpu", **options)
+    features = philox.normal("features", (2, 3, 8)).astype(np.float32)
+    saved = made.save(tmp_path / "block")
+    config = json.loads((saved / "config.json").read_text())
+    assert (config["preprocessing"], config["spec"]["width"]) == (None, 8)
+    assert "pretrained_cfg" not in config
+    loaded = triptych.create_model("transformer_block", framework, weights=saved, device="cpu")
+    assert np.array_equal(loaded.predict(features), made.predict({"features": features}))
+    assert list(loaded.features(features)) == list(loaded.spec.intermediates())
+    with pytest.raises(UsageError, match="transformer_block has no classifier to draw anew"):
+        triptych.create_model("transformer_block", framework, weights=saved, head="new", device="cpu")
 
 
 def test_a_bare_file_takes_a_new_head(tmp_path: Path) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import io
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -12,7 +13,7 @@ import pytest
 from PIL import Image
 
 from triptych import evaluation
-from triptych.core import catalog, contract
+from triptych.core import catalog, checkpoint, contract, initialize
 from triptych.core.errors import FrameworkMissing, TriptychError, UsageError
 from triptych.core.spec import Preprocessing
 from triptych.data import imagenet
@@ -148,3 +149,11 @@ def test_a_worker_that_dies_shows_its_last_words(monkeypatch: pytest.MonkeyPatch
         evaluation.run_workers(evaluation.Job("weights", data="digits"), ["jax"]),
     ):
         pass
+
+
+def test_a_model_that_images_cannot_feed_is_refused(tmp_path: Path) -> None:
+    spec = catalog.get_spec("transformer_block", tokens=2, width=4, heads=1, mlp_width=4)
+    saved = checkpoint.save(tmp_path / "block", spec, initialize.initial_weights(spec, 0))
+    for job in (evaluation.Job(str(saved)), evaluation.Job(str(saved / "model.safetensors"), "transformer_block")):
+        with pytest.raises(UsageError, match="transformer_block cannot be fed with images alone: it takes features"):
+            job.subject()

@@ -9,6 +9,7 @@ from typing import Any, Literal
 import numpy as np
 
 from triptych.core import catalog, checkpoint, contract, initialize
+from triptych.core.batch import Inputs
 from triptych.core.contract import Model
 from triptych.core.errors import UsageError
 from triptych.core.initialize import Weights
@@ -38,13 +39,16 @@ class ZooModel:
         """The nn.Module, the keras.Model, or (flax module, variables)."""
         return self.model.native
 
-    def predict(self, images: np.ndarray, batch_size: int | None = None) -> np.ndarray:
-        """(N, H, W, C) float32 images, already preprocessed -> (N, classes) logits; UsageError for another shape."""
-        return self.model.predict(images, batch_size)
+    def predict(self, inputs: Inputs, batch_size: int | None = None) -> np.ndarray:
+        """(N, H, W, C) float32 images, already preprocessed -> (N, classes) logits; UsageError for another shape.
 
-    def features(self, images: np.ndarray) -> dict[str, np.ndarray]:
+        What else a model takes, `spec.inputs()` tells: of several inputs, a mapping from name to array. Logits are of `spec.output_shape`.
+        """
+        return self.model.predict(inputs, batch_size)
+
+    def features(self, inputs: Inputs) -> dict[str, np.ndarray]:
         """Every named intermediate in eval mode, in execution order, the same names in all frameworks; NHWC."""
-        return self.model.forward(images).intermediates
+        return self.model.forward(inputs).intermediates
 
     def save(self, directory: str | Path, *, overwrite: bool = False) -> Path:
         """A canonical checkpoint that every framework, torchvision and timm load. StorageError if it cannot be written."""
@@ -97,6 +101,8 @@ def _state(
     path = checkpoint.directory_of(weights)
     stored, loaded, labels = _stored(name, path, precision, head, options)
     spec = catalog.with_options(stored, **options)
+    if head == "new" and spec.head is None:
+        raise UsageError(f"{name} has no classifier to draw anew; leave head='new' out")
     if head == "keep":
         if spec.num_classes != stored.num_classes:
             raise UsageError(f"{path} has {stored.num_classes} classes, not {spec.num_classes}; head='new' draws a new classifier")

@@ -24,7 +24,7 @@ import numpy as np
 
 from triptych.core import catalog, checkpoint, contract
 from triptych.core.errors import InputRefused, TriptychError, UsageError
-from triptych.core.spec import Preprocessing, Spec
+from triptych.core.spec import ImageSpec, Preprocessing, Spec
 from triptych.data import Source, folders, imagenet, open_source
 from triptych.data import images as image_files
 from triptych.data.source import ContentHash
@@ -61,19 +61,19 @@ class Job:
         if path.is_file():
             if self.model is None:
                 raise UsageError(f"{path} is a file, which does not say what model it holds: give --model, or a checkpoint directory")
-            spec = catalog.get_spec(self.model)
+            spec = catalog.fed_by_images(catalog.get_spec(self.model))
             return Subject(spec, checkpoint.load_weights(path, spec, precision=self.precision), _labels(spec, None))
         loaded = checkpoint.load(path, precision=self.precision)
         if self.model not in (None, loaded.spec.name):
             raise UsageError(f"{path} holds a {loaded.spec.name}, not a {self.model}; leave --model out, or give other weights")
-        return Subject(loaded.spec, loaded.weights, _labels(loaded.spec, loaded.labels))
+        return Subject(catalog.fed_by_images(loaded.spec), loaded.weights, _labels(loaded.spec, loaded.labels))
 
 
 @dataclass(frozen=True, slots=True)
 class Subject:
     """A model by its spec, canonical weights, and the label of each class (None: nobody said)."""
 
-    spec: Spec
+    spec: ImageSpec
     weights: checkpoint.Weights
     labels: tuple[str, ...] | None
 
@@ -114,6 +114,7 @@ def infer(
 
     `logits`, when given, is filled in place (a memory map, for large sets). `advance` is told how many images each batch had.
     """
+    preprocessing = catalog.fed_by_images(model.spec).preprocessing
     if logits is None:
         logits = np.empty((len(source), model.spec.num_classes), dtype=model.precision)
     logits[:] = np.nan
@@ -121,7 +122,7 @@ def infer(
     content, timed, started = ContentHash(), 0, time.perf_counter()
     for first in range(0, len(source), batch_size):
         indices = range(first, min(first + batch_size, len(source)))
-        accepted, images = _prepared(room, model.spec.preprocessing, source, indices, refused, content)
+        accepted, images = _prepared(room, preprocessing, source, indices, refused, content)
         if accepted:
             # A short batch would be compiled anew: it is filled up, and the surplus dropped.
             filled = images if first == 0 else images + [images[0]] * (batch_size - len(images))

@@ -16,7 +16,16 @@ from triptych.bench.turns import Entry, Group, run_group
 from triptych.cli import main
 from triptych.core.errors import InputRefused
 
-BUILT = {"build_seconds": 0.1, "first_call_seconds": 1.0, "phases": {}, "compiles": True, "levers": [], "unequal": None, "macs": None}
+BUILT = {
+    "build_seconds": 0.1,
+    "first_call_seconds": 1.0,
+    "phases": {},
+    "compiles": True,
+    "levers": [],
+    "unequal": None,
+    "macs": None,
+    "data": None,
+}
 
 
 def synthetic(
@@ -92,6 +101,15 @@ def test_records_without_a_common_case_and_files_that_are_none_are_refused(lab: 
     for name in ("absent.json", "old.samples.jsonl", "list.json"):
         with pytest.raises(InputRefused, match=name.partition(".")[0]):
             compare.compare(old, tmp_path / name)
+
+
+def test_what_was_set_otherwise_is_told(lab: Any, tmp_path: Path) -> None:
+    old, new = synthetic(lab, tmp_path / "old.json", 1), synthetic(lab, tmp_path / "new.json", 2)
+    assert compare.compare(old, new)["unlike"] == {}
+    new.write_text(new.read_text().replace('"threads": 1', '"threads": 8'))
+    result = compare.compare(old, new)
+    assert result["unlike"] == {"threads": [1, 8]}
+    assert "set otherwise: threads, 1 in the old record, 8 in the new" in compare.table(result)
 
 
 def slowed(factor: float) -> Any:

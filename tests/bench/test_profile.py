@@ -81,6 +81,21 @@ def test_inference_has_no_optimizer(small: Spec, lab: Any, tmp_path: Path) -> No
     assert told - {"other"} == EXPECTED["inference"]
 
 
+@pytest.mark.parametrize("framework", contract.FRAMEWORKS)
+def test_a_model_without_images_is_traced_on_noise(framework: str, lab: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    if framework not in contract.installed():
+        pytest.skip(f"{framework} is not installed")
+    monkeypatch.setattr(profile, "environment", dict)
+    options = {"tokens": 4, "width": 8, "heads": 2, "mlp_width": 12}
+    asked = profile.Request("transformer_block", (framework,), options=options, batch_size=2, repeats=1, threads=1)
+    made = profile.run(asked, "", tmp_path, lambda text: None, lambda name, log: lab.Local(name))
+    told = {name for name, seconds in made["rows"][0]["categories"].items() if seconds > 0.0}
+    assert {"matrix_product", "normalization", "elementwise", "optimizer"} <= told
+    assert (made["image_size"], made["rows"][0]["data"]) == (None, "synthetic")
+    with pytest.raises(UsageError, match="cannot be fed with images alone"):
+        dataclasses.replace(asked, data="digits").spec()
+
+
 class Broken:
     """A worker that cannot build anything."""
 

@@ -11,7 +11,7 @@ import pytest
 from safetensors.numpy import load_file, save_file
 
 from triptych.bench import session, suite
-from triptych.core import catalog, contract
+from triptych.core import catalog, contract, initialize
 from triptych.core.errors import FrameworkMissing
 from triptych.export import runtimes
 
@@ -74,6 +74,20 @@ def test_one_file_serves_every_batch_size(name: str, lab: Any, pytorch: Any) -> 
     for size in (1, 3):
         part = contender.run(contender.stage(images[:size], np.zeros(size)))
         np.testing.assert_allclose(part, whole[:size], rtol=1e-5, atol=1e-6)
+
+
+@needs_both
+@pytest.mark.parametrize("name", INSTALLED)
+def test_a_model_of_features_is_exported_under_its_own_name(name: str, lab: Any, tmp_path: Path) -> None:
+    spec = catalog.get_spec("transformer_block", tokens=4, width=8, heads=2, mlp_width=12)
+    weights, room = initialize.parity_weights(spec, 0, "float32"), contract.load("pytorch")
+    room.export(room.create_model(spec, weights, precision="float32", device="cpu"), "onnx", tmp_path / "block.onnx")
+    contender = runtimes.load(name).contender(tmp_path / "block.onnx")
+    model = room.create_model(spec, weights, precision="float32", device="cpu")
+    for size in (1, 3):
+        features = np.random.default_rng(size).standard_normal((size, *spec.output_shape), dtype=np.float32)
+        found = contender.run(contender.stage(features, np.zeros(size)))
+        np.testing.assert_allclose(found, model.predict(features), rtol=1e-5, atol=1e-5)
 
 
 def test_what_is_not_installed_is_a_row_with_the_pip_line(lab: Any, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -74,6 +74,11 @@ def test_a_machine_that_is_slower_as_a_whole_is_taken_out() -> None:
     assert statistics.unpaired_interval(1.3 * new, old)[1][0] > 1.2
 
 
+@pytest.mark.parametrize(("extra", "far"), [([], 0), ([1.06], 0), ([1.2], 1), ([0.5, 100.0], 2)])
+def test_samples_far_out_are_counted(extra: list[float], far: int) -> None:
+    assert statistics.outliers([1.0 + 0.001 * i for i in range(41)] + extra) == far
+
+
 @pytest.mark.parametrize(
     ("count", "told"),
     [(63, set()), (64, {"p90"}), (129, {"p90"}), (130, {"p90", "p95"}), (661, {"p90", "p95"}), (662, {"p90", "p95", "p99"})],

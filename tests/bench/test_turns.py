@@ -7,10 +7,13 @@ from typing import Any
 
 import numpy as np
 import pytest
+from safetensors.numpy import save_file
 
 from triptych.bench import record, session
 from triptych.bench.proof import Proof
-from triptych.core import contract
+from triptych.bench.suite import Case
+from triptych.cli.bench import table
+from triptych.core import catalog, contract, initialize
 from triptych.core.conversation import Failed
 from triptych.core.errors import ParityFailed
 
@@ -43,6 +46,22 @@ def test_frameworks_take_turns_and_agree_while_they_are_timed(lab: Any, mode: st
     pairs = len(FRAMEWORKS) * (len(FRAMEWORKS) - 1) // 2
     assert len(made["groups"][0]["comparisons"]) == pairs
     assert made["groups"][0]["a_a"]["smallest_difference"] > 0.0
+
+
+@pytest.mark.parametrize("mode", ["inference", "training_step"])
+def test_a_model_without_images_is_timed_as_any_other(lab: Any, mode: str, tmp_path: Any) -> None:
+    options = {"tokens": 4, "width": 8, "heads": 2, "mlp_width": 12}
+    weights = tmp_path / "weights.safetensors"
+    save_file(initialize.parity_weights(catalog.get_spec("transformer_block", **options), 0, "float32"), weights)
+    models = [{"name": "transformer_block", "options": options}]
+    suite = lab.suite(models=models, modes=[mode], frameworks=FRAMEWORKS, lanes=["default", "compiled"], rounds=2, check_every=1)
+    group = lab.group(suite, {name: lab.Local(name) for name in FRAMEWORKS}, Proof(lab.certificate, weights))
+    assert [entry.failure for entry in group.entries] == [None] * (2 * len(FRAMEWORKS) - ("jax" in FRAMEWORKS))
+    tuned = Case("pytorch", "transformer_block", options, "tuned", mode, 4)
+    assert tuned.unavailable() == "what is tuned are convolutions, and transformer_block has none"
+    fed = Case("pytorch", "transformer_block", options, "default", "training_step_with_data", 4).unavailable()
+    assert fed is not None
+    assert fed.startswith("input pipelines make images, and transformer_block takes features")
 
 
 def test_the_same_inputs_reach_every_framework_and_no_two_steps_get_the_same(lab: Any) -> None:
@@ -139,3 +158,23 @@ def test_the_record_is_read_back_and_has_every_sample(lab: Any, tmp_path: Any) -
     assert [each["kernel_seconds"] for each in lines[1]["rounds"]] == [1e-3] * 3
     assert sorted(path.name for path in tmp_path.iterdir()) == ["tiny.json", "tiny.samples.jsonl"]
     assert made["rows"][0]["macs"] == 8 * 8 * 32 + 32 * 10
+
+
+def test_what_is_shown_has_every_sample_s_fate_and_no_figure_that_is_not_known(lab: Any, tmp_path: Any) -> None:
+    suite = lab.suite(frameworks=["pytorch"], rounds=4)
+    group = lab.group(suite, {"pytorch": lab.Local("pytorch")})
+    (entry,) = group.entries
+    slower = dataclasses.replace(entry, case=dataclasses.replace(entry.case, lane="compiled"), built={**entry.built, "compiles": True})
+    entry.turns = [[0.010 + 0.0001 * (number % 3)] for number in range(70)]
+    slower.turns, slower.built["first_call_seconds"] = [[turn[0] / 2] for turn in entry.turns], 2.0
+    entry.turns[5] = [9.0]
+    slower.built |= {"unequal": "it has biases", "macs": 3 * 2368}
+    group.rounds, group.twin = [dict(group.rounds[0]) for _ in range(70)], entry.turns
+    shown = table(lab.record(tmp_path / "tiny.json", suite, [dataclasses.replace(group, entries=[entry, slower])]))
+    assert "pytorch/default: 1 of 70 samples far out, the slowest 9000.000 ms; none is dropped" in shown
+    assert "pytorch/compiled: has made up for its compilation after 396 steps" in shown
+    assert "pytorch/compiled: another model, it has biases; 3.00 times the FLOPs" in shown
+    assert "pytorch/compiled is faster" in shown
+    (row,) = (line.split() for line in shown.splitlines() if line.startswith("  pytorch/default  "))
+    assert row[7:10] == ["10.200", "n/a", "n/a"], "70 samples are enough for p90 and for no more"
+    assert "compile cache: cold" in shown

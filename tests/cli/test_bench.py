@@ -53,6 +53,8 @@ def test_without_a_suite_it_is_the_quick_one(capsys: pytest.CaptureFixture[str])
         (["quick", "--lanes", "default,default"], 2, "once"),
         (["quick", "--rounds", "1"], 2, "rounds"),
         (["quick", "--threads", "0"], 2, "threads"),
+        (["quick", "--modes", "training_step_with_data", "--data", "absent"], 2, "no data at absent"),
+        (["quick", "--compile-cache", "tepid"], 2, "tepid"),
         (["compare", "one.json"], 2, "given 1"),
         (["compare", "one.json", "two.json"], 8, "one.json"),
         (["absent.yaml"], 8, "absent.yaml"),
@@ -119,6 +121,13 @@ def test_a_whole_run_proves_times_and_records(tmp_path: Path, capsys: pytest.Cap
     assert {row["certificate"]["kind"] for row in timed} == {"parity"}
     assert {row["certificate"]["verdict"] for row in timed} == {"pass"}
     assert all(row["certificate"]["checked"]["turns"] == 2 and 0.0 < row["peak_share"] < 1.0 for row in timed)
-    assert all(made["frameworks"][row["framework"]]["import_seconds"] > 0.0 for row in timed)
+    told = [made["frameworks"][row["framework"]] for row in timed]
+    assert all(each["import_seconds"] > 0.0 and each["cores"] == made["machine"]["cores"] for each in told)
+    assert (
+        made["frameworks"]["pytorch"]["numerics"].items()
+        >= {"matmul": "ieee", "ONEDNN_DEFAULT_FPMATH_MODE": "STRICT", "threads": "1"}.items()
+    )
+    assert "pytorch: matmul ieee; convolution ieee" in shown
+    assert "1 threads, bound to cores 0; compile cache: cold" in shown or made["machine"]["cores"] != [0]
     assert len([line for line in lines if "turns" in line]) == len(timed)
     assert "pytorch/default" in shown

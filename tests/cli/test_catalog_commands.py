@@ -85,6 +85,17 @@ def test_info_takes_options_and_shows_layers():
     assert "layer3.2.conv2" in invoke(info_command, "resnet20", "--layers")
 
 
+def test_info_of_a_model_without_images():
+    text = invoke(info_command, "transformer_block", "--width", "96", "--layers")
+    assert "features (N, tokens, width) = (N, 64, 96); 96 outputs for each token" in text
+    assert "none: no image files go in" in text
+    assert "a sample" in text
+    data = json.loads(invoke(info_command, "transformer_block", "--tokens", "7", "--heads", "6", "--mlp-width", "10", "--json"))
+    assert [data["spec"][name] for name in ("tokens", "width", "heads", "mlp_width")] == [7, 192, 6, 10]
+    with pytest.raises(UsageError, match="transformer_block has no option 'image_size'; it takes tokens, width, heads, mlp_width"):
+        invoke(info_command, "transformer_block", "--image-size", "32")
+
+
 def test_info_of_an_unknown_model_or_a_bad_option_says_what_to_do():
     with pytest.raises(UsageError, match="did you mean 'resnet5"):
         invoke(info_command, "resnet5")

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 
 from triptych.core import catalog
+from triptych.core.architecture import ImageArchitecture
 from triptych.core.errors import UsageError
 from triptych.core.spec import ResNetSpec
 
@@ -25,7 +26,10 @@ PARAMETERS = {
     "resnet110": 1_727_962,
     "resnet18_cifar": 11_173_962,
     "mlp": 784 * 256 + 256 + 256 * 256 + 256 + 256 * 10 + 10,
-    "vit_tiny_patch16_224": 5_717_416,  # timm's count
+    "vit_tiny_patch16_224": 5_717_416,  # timm's counts
+    "vit_small_patch16_224": 22_050_664,
+    "vit_base_patch16_224": 86_567_656,
+    "transformer_block": 2 * 2 * 192 + 192 * 576 + 576 + 192 * 192 + 192 + 2 * 192 * 768 + 768 + 192,
 }
 
 
@@ -63,10 +67,11 @@ def test_list_models_matches_a_pattern(pattern: str, names: list[str]) -> None:
         ("resnet18_cifr", "resnet18_cifar"),
         ("mpl", "mlp"),
         ("vit_tiny_patch16", "vit_tiny_patch16_224"),
+        ("vit_b_patch16_224", "vit_base_patch16_224"),
     ],
 )
 def test_a_mistyped_name_gets_a_suggestion(given: str, meant: str) -> None:
-    with pytest.raises(UsageError, match=rf"unknown model '{given}'; did you mean '{meant}'\? `triptych list` shows all 13"):
+    with pytest.raises(UsageError, match=rf"unknown model '{given}'; did you mean '{meant}'\? `triptych list` shows all 16"):
         catalog.get_spec(given)
 
 
@@ -91,6 +96,9 @@ def test_a_name_like_no_other_gets_none(given: str) -> None:
         ("mlp", {"dropout": 1.0}, r"dropout=1.0 is not in \[0, 1\)"),
         ("mlp", {"dropout": -0.1}, r"dropout=-0.1 is not in \[0, 1\)"),
         ("vit_tiny_patch16_224", {"image_size": 100}, "image_size=100 must be a multiple of its patches of 16 pixels"),
+        ("transformer_block", {"image_size": 32}, "transformer_block has no option 'image_size'; it takes tokens, width, heads, mlp_width"),
+        ("transformer_block", {"heads": 5}, "width=192 must be a multiple of heads=5"),
+        ("transformer_block", {"tokens": 0}, "tokens=0 must be a positive integer"),
         ("mlp", {"dropout": "half"}, r"dropout='half' is not in \[0, 1\)"),
     ],
 )
@@ -112,6 +120,8 @@ def test_no_options_change_nothing() -> None:
     for name in catalog.CATALOG:
         spec = catalog.get_spec(name)
         assert catalog.with_options(spec) == spec
+        if not isinstance(spec, ImageArchitecture):
+            continue
         assert spec.preprocessing.crop == spec.image_size
         assert spec.preprocessing.channels == spec.in_channels
 
@@ -145,4 +155,14 @@ def test_the_tiny_twin_has_the_same_kinds_of_layers(name: str) -> None:
         (layer.op, layer.kernel if layer.op == "conv" else 0, layer.stride) for layer in spec.layers()
     }
     assert sum(prod(tensor.shape) for tensor in tiny.parameters()) < 250_000
-    assert tiny.preprocessing.crop == tiny.image_size <= 64
+    if isinstance(tiny, ImageArchitecture):
+        assert tiny.preprocessing.crop == tiny.image_size <= 64
+
+
+def test_what_images_cannot_feed_is_refused_and_proven_at_its_own_size() -> None:
+    block, resnet = catalog.get_spec("transformer_block"), catalog.get_spec("resnet50")
+    takes = r"transformer_block cannot be fed with images alone: it takes features \(N, tokens, width\) = \(N, 64, 192\)"
+    with pytest.raises(UsageError, match=takes):
+        catalog.fed_by_images(block)
+    assert catalog.fed_by_images(resnet) is resnet
+    assert (catalog.at_proof_size(block), catalog.at_proof_size(resnet).image_size) == (block, 64)

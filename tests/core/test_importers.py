@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from triptych.core import catalog, contract, foreign_file, importers, tensor_file
+from triptych.core import catalog, contract, foreign_file, importers, initialize, tensor_file
 from triptych.core.errors import InputRefused, UsageError
 from triptych.core.spec import Spec
 
@@ -285,14 +285,15 @@ def test_timm_resnet18(torch: Any, tmp_path: Path) -> None:
     check_imported(imported, {name: tensor.numpy() for name, tensor in state.items()})
 
 
-def test_timm_vit_tiny(torch: Any, tmp_path: Path) -> None:
+@pytest.mark.parametrize("name", list(catalog.VIT_SIZES))
+def test_a_timm_vit_of_other_classes_channels_and_size(torch: Any, tmp_path: Path, name: str) -> None:
     timm = pytest.importorskip("timm", reason="timm, a peer whose files we import, is not installed")
     from safetensors.torch import save_file
 
-    state = timm.create_model("vit_tiny_patch16_224", num_classes=3, in_chans=1, img_size=64).state_dict()
+    state = timm.create_model(name, num_classes=3, in_chans=1, img_size=64).state_dict()
     save_file(state, tmp_path / "model.safetensors")
-    imported = importers.to_canonical(foreign_file.read(tmp_path / "model.safetensors"), "vit_tiny_patch16_224")
-    assert imported.spec == catalog.get_spec("vit_tiny_patch16_224", num_classes=3, in_channels=1, image_size=64)
+    imported = importers.to_canonical(foreign_file.read(tmp_path / "model.safetensors"), name)
+    assert imported.spec == catalog.get_spec(name, num_classes=3, in_channels=1, image_size=64)
     check_imported(imported, {name: tensor.numpy() for name, tensor in state.items()})
 
 
@@ -311,3 +312,14 @@ def test_a_vit_s_sizes_are_read_off_its_tensors_and_one_too_many_positions_are_r
     state["pos_embed"] = np.zeros((1, 6, 192), np.float32)
     with pytest.raises(InputRefused, match="pos_embed"):
         importers.to_canonical(state, "vit_tiny_patch16_224")
+
+
+def test_a_block_of_a_vit_is_imported_with_its_widths() -> None:
+    spec = catalog.get_spec("transformer_block", width=12, mlp_width=20)
+    state = initialize.initial_weights(spec, 0)
+    imported = importers.to_canonical({f"module.{name}": value for name, value in state.items()}, "transformer_block", tokens=7)
+    assert imported.spec == catalog.get_spec("transformer_block", width=12, mlp_width=20, tokens=7)
+    assert all(np.array_equal(imported.weights[name], value) for name, value in state.items())
+    assert "heads=3 and tokens=7 are not visible in the tensors" in imported.report.notes
+    with pytest.raises(InputRefused, match=r"mlp\.fc2\.weight"):
+        importers.to_canonical({name: value for name, value in state.items() if name != "mlp.fc2.weight"}, "transformer_block")

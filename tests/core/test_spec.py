@@ -12,6 +12,7 @@ from triptych.core import catalog
 from triptych.core.spec import (
     BatchNormSpec,
     BlockSpec,
+    Input,
     Layer,
     MLPSpec,
     PoolSpec,
@@ -19,13 +20,26 @@ from triptych.core.spec import (
     ResNetSpec,
     StageSpec,
     StemSpec,
+    TransformerBlockSpec,
     ViTSpec,
     from_dict,
     to_dict,
 )
 
 each_model = pytest.mark.parametrize("name", catalog.CATALOG)
-SPECS = (MLPSpec, ResNetSpec, ViTSpec, StemSpec, StageSpec, PoolSpec, BatchNormSpec, Preprocessing, Layer, BlockSpec)
+SPECS = (
+    MLPSpec,
+    ResNetSpec,
+    ViTSpec,
+    TransformerBlockSpec,
+    StemSpec,
+    StageSpec,
+    PoolSpec,
+    BatchNormSpec,
+    Preprocessing,
+    Layer,
+    BlockSpec,
+)
 
 
 @each_model
@@ -64,7 +78,7 @@ def test_a_missing_field_is_refused() -> None:
 @each_model
 def test_a_spec_is_frozen_and_hashable(name: str) -> None:
     spec = catalog.get_spec(name)
-    for field in ("num_classes", "preprocessing"):
+    for field in ("name", dataclasses.fields(spec)[-1].name):
         with pytest.raises(dataclasses.FrozenInstanceError):
             setattr(spec, field, None)
     assert hash(spec) == hash(catalog.get_spec(name))
@@ -88,16 +102,19 @@ def test_names_are_unique_and_every_tensor_has_its_layer(name: str) -> None:
 
 @each_model
 def test_the_last_intermediate_is_the_logits(name: str) -> None:
-    spec = catalog.get_spec(name, num_classes=13)
+    spec = catalog.get_spec(name)
     head = spec.layer(spec.intermediates()[-1])
-    assert (head.name, head.op, head.out_channels, head.size) == (spec.head, "linear", 13, 1)
+    assert spec.output_shape == ((head.tokens, head.out_channels) if head.tokens else (head.out_channels,))
+    if spec.head is not None:
+        head = catalog.get_spec(name, num_classes=13).layer(spec.head)
+        assert (head.op, head.out_channels, head.size) == ("linear", 13, 1)
 
 
 @each_model
 def test_channels_fit_from_layer_to_layer(name: str) -> None:
     """Every layer takes what the layer before it gives; a shortcut takes what its block was given."""
     spec = catalog.get_spec(name)
-    assert spec.layers()[0].in_channels == spec.in_channels
+    assert spec.layers()[0].in_channels == spec.inputs()[0].shape[-1]
     before, block_input = spec.layers()[0], None
     for layer in spec.layers()[1:]:
         if layer.name.endswith(".conv1"):
@@ -191,6 +208,19 @@ def test_batch_norm_state_in_state_dict_order() -> None:
     assert [tensor.name for tensor in tensors] == [f"bn1.{name}" for name in names]
     assert [tensor.trainable for tensor in tensors] == [True, True, False, False, False]
     assert [tensor.shape for tensor in tensors] == [(16,)] * 4 + [()]
+
+
+def test_the_bare_block_is_the_block_of_a_vit() -> None:
+    vit = catalog.get_spec("vit_tiny_patch16_224")
+    block = catalog.get_spec("transformer_block", tokens=vit.tokens)
+    assert isinstance(vit, ViTSpec)
+    assert isinstance(block, TransformerBlockSpec)
+    constants = ("width", "heads", "mlp_width", "layer_norm_epsilon")
+    assert all(getattr(block, constant) == getattr(vit, constant) for constant in constants)
+    first = [layer for layer in vit.layers() if layer.name.startswith("blocks.0.")]
+    assert [dataclasses.replace(layer, name=layer.name.removeprefix("blocks.0.")) for layer in first] == list(block.layers()[:-1])
+    assert block.layers()[-1] == Layer("output", "residual", 192, 192, 1, tokens=197)
+    assert block.inputs() == (Input("features", "features", (197, 192)),)
 
 
 def test_proof_image_size() -> None:

@@ -24,12 +24,12 @@ def test_the_layer_of_a_scoped_name(path: str, layer: str) -> None:
     assert trace.layer_of(path, trace.layers(catalog.get_spec("resnet50"))) == layer
 
 
-@pytest.mark.parametrize("model", ["mlp", "resnet20", "resnet50", "vit_tiny_patch16_224"])
+@pytest.mark.parametrize("model", ["mlp", "resnet20", "resnet50", "vit_tiny_patch16_224", "transformer_block"])
 def test_every_layer_does_a_kind_of_work(model: str) -> None:
     kinds = trace.layers(catalog.get_spec(model))
     assert set(kinds.values()) <= set(CATEGORIES)
     assert "matrix_product" in kinds.values()
-    assert ("convolution" in kinds.values()) == (model != "mlp")
+    assert ("convolution" in kinds.values()) == (model not in ("mlp", "transformer_block"))
 
 
 def test_operators_at_the_same_time_get_tracks_of_their_own() -> None:

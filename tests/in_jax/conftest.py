@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from triptych.core import catalog, contract, initialize, philox
+from triptych.core.batch import drawn
 from triptych.core.recipe import SGD, AdamW, Recipe, Schedule
 from triptych.core.spec import ResNetSpec, Spec, StageSpec
 
@@ -52,9 +53,10 @@ class Lab:
             self.kept[name] = self.model(name)
         return self.kept[name]
 
-    def batch(self, spec: Spec, size: int = 6) -> tuple[np.ndarray, np.ndarray]:
-        """(images (N, H, W, C) float64, labels (N,))."""
-        return philox.normal("images", (size, *spec.input_shape)), np.arange(size) % spec.num_classes
+    def batch(self, spec: Spec, size: int = 6) -> tuple[Any, np.ndarray]:
+        """(inputs, floats in float64, labels (N,))."""
+        inputs = drawn(spec, size, lambda name, shape: philox.normal(f"images{name}", shape), philox.uniform)
+        return inputs, np.arange(size) % spec.num_classes
 
     def recipe(self, optimizer: SGD | AdamW | None = None, **options: Any) -> Recipe:
         """A recipe with label smoothing and EMA, unless `options` say otherwise."""

@@ -10,7 +10,7 @@ import pytest
 from triptych.core import catalog
 from triptych.core.errors import InputRefused, UsageError
 
-FAMILIES = ("resnet18", "resnet50", "resnet20", "resnet18_cifar", "mlp", "vit_tiny_patch16_224")
+FAMILIES = ("resnet18", "resnet50", "resnet20", "resnet18_cifar", "mlp", "vit_tiny_patch16_224", "transformer_block")
 
 
 @pytest.mark.parametrize("name", catalog.CATALOG)
@@ -21,8 +21,8 @@ def test_shapes_names_and_counts_of_the_full_models(lab: Any, name: str) -> None
     from triptych.in_jax import model, weights
 
     spec = catalog.get_spec(name)
-    images = jax.ShapeDtypeStruct((1, *spec.input_shape), np.float32)
-    shapes = {path: leaf.shape for path, leaf in flatten_dict(jax.eval_shape(model.build(spec).init, jax.random.key(0), images)).items()}
+    inputs = [jax.ShapeDtypeStruct((1, *each.shape), np.int32 if each.kind == "tokens" else np.float32) for each in spec.inputs()]
+    shapes = {path: leaf.shape for path, leaf in flatten_dict(jax.eval_shape(model.build(spec).init, jax.random.key(0), *inputs)).items()}
     native = {weights.path(t): tuple(t.shape[axis] for axis in weights.NATIVE[t.kind][2]) for t in spec.tensors()}
     assert shapes == native
     assert sum(np.prod(shape, dtype=int) for path, shape in shapes.items() if path[0] == "params") == catalog.CATALOG[name].parameters
@@ -39,8 +39,8 @@ def test_weights_round_trip_bit_for_bit(lab: Any, name: str, precision: str) -> 
     for tensor in spec.tensors():
         assert (back[tensor.name].dtype, back[tensor.name].shape) == (given[tensor.name].dtype, tensor.shape)
         assert back[tensor.name].tobytes() == given[tensor.name].tobytes()
-    given[f"{spec.head}.bias"][:] = 99.0
-    back[f"{spec.head}.weight"][:] = 99.0
+    given[spec.parameters()[-1].name][:] = 99.0
+    back[spec.parameters()[-2].name][:] = 99.0
     assert not any(np.any(values == 99.0) for values in model.weights().values()), "nothing is shared with the caller"
 
 
@@ -66,7 +66,7 @@ def test_intermediates_are_the_spec_s_in_order_and_shape(lab: Any, name: str) ->
     for layer in model.spec.layers():
         size = {4: (layer.size, layer.size), 3: (layer.tokens,), 2: ()}[forward.intermediates[layer.name].ndim]
         assert forward.intermediates[layer.name].shape == (len(images), *size, layer.out_channels)
-    np.testing.assert_allclose(forward.intermediates[model.spec.head], model.predict(images), rtol=1e-12, atol=1e-13)
+    np.testing.assert_allclose(forward.intermediates[model.spec.intermediates()[-1]], model.predict(images), rtol=1e-12, atol=1e-13)
 
 
 def test_predict_in_batches(lab: Any) -> None:

@@ -42,11 +42,11 @@ def test_intermediates_are_the_spec_s_in_order_and_shape(lab: Any, name: str) ->
 
 
 @pytest.mark.parametrize("precision", ["float32", "float64"])
-@pytest.mark.parametrize("name", ["resnet20", "resnet50", "mlp", "vit_tiny_patch16_224"])
+@pytest.mark.parametrize("name", ["resnet20", "resnet50", "mlp", "vit_tiny_patch16_224", "transformer_block"])
 def test_weights_round_trip_bit_for_bit(lab: Any, name: str, precision: str) -> None:
     spec = lab.spec(name)
     given = lab.weights(spec, precision)
-    given[f"{spec.head}.bias"][:4] = [-0.0, np.nan, np.inf, np.nextafter(np.float64(0), 1).astype(precision)]
+    given[spec.parameters()[-1].name][:4] = [-0.0, np.nan, np.inf, np.nextafter(np.float64(0), 1).astype(precision)]
     returned = lab.room.create_model(spec, given, precision=precision, device="cpu").weights()
     assert list(returned) == [tensor.name for tensor in spec.tensors()]
     for tensor, value in given.items():
@@ -90,7 +90,7 @@ def test_the_state_dict_is_torchvision_s_and_so_are_the_logits(lab: Any) -> None
     assert np.array_equal(model.predict(images), expected)
 
 
-@pytest.mark.parametrize("name", ["resnet20", "resnet18", "mlp", "vit_tiny_patch16_224"])
+@pytest.mark.parametrize("name", ["resnet20", "resnet18", "mlp", "vit_tiny_patch16_224", "transformer_block"])
 def test_predict_in_batches_and_the_last_intermediate_agree(lab: Any, name: str) -> None:
     model = lab.model(name)
     images = lab.batch(model.spec, 5)[0]
@@ -98,7 +98,7 @@ def test_predict_in_batches_and_the_last_intermediate_agree(lab: Any, name: str)
     assert logits.shape == (5, 10)
     assert logits.dtype == np.float64
     np.testing.assert_allclose(model.predict(images, batch_size=2), logits, rtol=1e-12)
-    np.testing.assert_array_equal(model.forward(images).intermediates[model.spec.head], logits)
+    np.testing.assert_array_equal(model.forward(images).intermediates[model.spec.intermediates()[-1]], logits)
     assert model.predict(images[:0]).shape == (0, 10)
 
 

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 
 from triptych.core import catalog, contract
+from triptych.core.batch import drawn
 from triptych.core.initialize import parity_weights
 from triptych.core.recipe import SGD, Recipe, Schedule
 from triptych.core.spec import ResNetSpec, Spec, StageSpec
@@ -43,11 +44,14 @@ class Subject:
         """A trainer of the model."""
         return ROOM.create_trainer(self.model, self.recipe)
 
-    def batch(self, size: int = 4) -> tuple[np.ndarray, np.ndarray]:
-        """Images and labels that fit the spec, with uneven statistics."""
+    def batch(self, size: int = 4) -> tuple[Any, np.ndarray]:
+        """Inputs and labels that fit the spec, with uneven statistics."""
         generator = np.random.default_rng(7)
-        images = generator.normal(0.3, 1.2, (size, *self.spec.input_shape)).astype(np.float32)
-        return images, generator.integers(0, self.spec.num_classes, size)
+        inputs = drawn(
+            self.spec, size,
+            lambda name, shape: generator.normal(0.3, 1.2, shape).astype(np.float32), lambda name, shape: generator.random(shape),
+        )  # fmt: skip
+        return inputs, generator.integers(0, self.spec.num_classes, size)
 
 
 def make_subject(spec: Spec, recipe: Recipe, precision: str = "float64") -> Subject:

@@ -37,7 +37,7 @@ def test_wrong_images_are_refused_with_what_was_expected(subject: Any) -> None:
     images, labels = made.batch()
     for wrong in (images[0], images[:, 1:], images.transpose(0, 3, 1, 2)):
         for call in (made.model.predict, made.model.forward, lambda x: made.trainer.step(x, labels, 0.1)):
-            with pytest.raises(UsageError, match=r"\(N, 16, 16, 3\) expected"):
+            with pytest.raises(UsageError, match=r"\(N, H, W, C\) = \(N, 16, 16, 3\); given"):
                 call(wrong)
     with pytest.raises(UsageError, match="batch_size=0"):
         made.model.predict(images, batch_size=0)

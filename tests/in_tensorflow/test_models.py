@@ -41,7 +41,7 @@ def test_layers_and_tensors_are_those_of_the_spec(name: str) -> None:
 
 
 @pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")  # Keras' own saving of its variables under numpy 2
-@pytest.mark.parametrize("name", ["resnet50", "resnet20", "mlp", "vit_tiny_patch16_224"])
+@pytest.mark.parametrize("name", ["resnet50", "resnet20", "mlp", "vit_tiny_patch16_224", "transformer_block"])
 def test_saves_and_loads_as_a_keras_file(name: str, subject: Any, tmp_path: Path) -> None:
     made = subject(name, precision="float32")
     images, _ = made.batch()
@@ -50,7 +50,7 @@ def test_saves_and_loads_as_a_keras_file(name: str, subject: Any, tmp_path: Path
     np.testing.assert_array_equal(loaded(images).numpy(), made.model.native(images).numpy())
 
 
-@pytest.mark.parametrize("name", ["resnet50", "resnet20", "mlp", "vit_tiny_patch16_224"])
+@pytest.mark.parametrize("name", ["resnet50", "resnet20", "mlp", "vit_tiny_patch16_224", "transformer_block"])
 @pytest.mark.parametrize("precision", ["float32", "float64"])
 def test_weights_make_the_round_trip_bit_for_bit(name: str, precision: str, subject: Any) -> None:
     model = subject(name, precision=precision).model

@@ -115,9 +115,9 @@ def test_wrong_labels_are_refused(subject: Any) -> None:
     made = subject("mlp")
     images, labels = made.batch()
     for wrong, message in (
-        (labels[:2], r"\(4,\) integers or \(4, 10\) shares expected"),
+        (labels[:2], r"\(2,\) and type int64 given; expected \(4,\) integers in \[0, 10\) or \(4, 10\) shares"),
         (labels * 0.5, "float64"),
-        (labels + 10, "0 to 9 expected"),
+        (labels + 10, r"given; expected \(4,\) integers in \[0, 10\)"),
     ):
         with pytest.raises(UsageError, match=message):
             made.trainer.step(images, wrong, 0.1)

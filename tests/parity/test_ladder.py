@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import subprocess
 import sys
@@ -16,6 +17,8 @@ from triptych.parity import faults
 from triptych.parity.inprocess import first_divergence
 from triptych.parity.plan import Plan, encoded_images, training_batch
 from triptych.parity.planting import plant_all
+from triptych.parity.prove import certificate as prove_certificate
+from triptych.parity.prove import prove, table
 
 FIELDS = {
     "number", "name", "precision", "worst_error", "tolerance", "tensor", "pair", "passed", "tensors", "pairs", "steps", "image_size",
@@ -122,6 +125,34 @@ def test_one_fault_a_rung_is_caught_at_its_rung_and_layer_in_every_framework(tmp
         assert row["right_layer"], row
     missed = {row["name"] for row in result["faults"] if row["missed_by_customary_check"]}
     assert {"batch_norm_fast_variance", "loss_float32", "momentum_convention"} <= missed
+
+
+def test_faults_of_a_bare_block_are_caught_and_rung_2_is_left_out(tmp_path: Path) -> None:
+    spec = catalog.tiny(catalog.get_spec("transformer_block"))
+    can, cannot = faults.expressible(spec)
+    assert {"layer_norm_epsilon", "gelu_tanh", "attention_unscaled", "attention_heads_first", "layer_norm_fast_variance"} <= set(can)
+    assert {fault.name for fault in faults.FAULTS if fault.rung == 2} <= set(cannot)
+    names = ("layer_norm_epsilon", "gelu_tanh", "attention_heads_first", "layer_norm_fast_variance", "loss_sum")
+    result = plant_all(spec, names, tuple(contract.FRAMEWORKS), tmp_path / "run", lambda text: None)
+    assert result["clean"] == "pass"
+    assert {(row["name"], row["framework"]) for row in result["faults"]} == {(name, f) for name in names for f in contract.FRAMEWORKS}
+    assert all(row["caught"] and row["right_rung"] and row["right_layer"] for row in result["faults"]), result["faults"]
+
+
+def test_a_rung_that_does_not_apply_is_told_with_its_reason_and_proves_nothing_alone(tmp_path: Path) -> None:
+    plan = Plan(catalog.tiny(catalog.get_spec("transformer_block")), ("pytorch", "jax"), "float64", rungs=(1, 2))
+    assert list(plan.not_applicable) == [2]
+    assert Plan(catalog.get_spec("mlp"), ("pytorch", "jax"), "float64").not_applicable == {}
+    proof = prove(plan, None, tmp_path / "run")
+    assert proof.passed
+    made = prove_certificate("tiny", [proof])
+    assert [row["number"] for row in made["rungs"]] == [1]
+    (row,) = made["not_applicable"]
+    assert (row["number"], row["name"]) == (2, "preprocessing")
+    assert "takes features (N, tokens, width)" in row["reason"]
+    assert f"2 preprocessing             n/a: {row['reason']}" in table(made)
+    proof.plan = dataclasses.replace(plan, rungs=(2,))
+    assert not proof.passed, "of a plan with nothing to climb, nothing is proven"
 
 
 def test_every_fault_names_a_row_of_the_numerics_table_and_a_rung() -> None:

@@ -138,7 +138,7 @@ def test_every_figure_and_number_names_its_command(page, evidence):
             if isinstance(block, blocks.Picture):
                 assert block.command
                 assert block.alt.count(" ") > 5
-            if isinstance(block, blocks.Table) and block.caption not in ("What makes each part",) and section.id != "claims":
+            if isinstance(block, blocks.Table) and block.caption not in ("What makes each part",) and not block.cards:
                 assert block.command, block.caption
     assert all(claim.command for claim in outcome.claims)
     assert page.count("made by") >= 10
@@ -222,6 +222,21 @@ def test_a_rung_without_evidence_is_drawn_as_such(evidence, monkeypatch):
     for text in rendered(dataclasses.replace(evidence, certificates=(certificate,))):
         assert "no evidence" in text
         assert "FAIL" in text
+
+
+def test_a_rung_that_does_not_apply_is_told_and_not_taken_for_one_left_out(evidence, monkeypatch):
+    monkeypatch.setattr(figures, "svg", lambda draw, canvas, prefix: "")
+    whole = evidence.certificates[0]
+    idle = ({"number": 2, "name": "preprocessing", "reason": "it takes features"},)
+    rungs = tuple(rung for rung in whole.rungs if rung.number != 2)
+    for told, left_out in ((idle, False), ((), True)):
+        certificate = dataclasses.replace(whole, rungs=rungs, not_applicable=told)
+        made = dataclasses.replace(evidence, certificates=(certificate,))
+        assert ev.from_dict(json.loads(json.dumps(ev.to_dict(made)))) == made
+        text = rendered(made)[1]
+        assert ("Rung 2, preprocessing, does not apply: it takes features." in text) != left_out
+        assert ("rung 2 does not apply" in text) != left_out
+        assert ("were left out here" in text) == left_out
 
 
 def test_newer_writers_may_add_keys_and_a_missing_one_is_named(evidence):

@@ -250,6 +250,8 @@ def test_a_run_that_cannot_fit_is_refused_before_the_first_step(tmp_path: Path) 
     for options, message in (({"in_channels": 3}, "images of 1 channels, mlp is to take 3"), ({"num_classes": 9}, "labels 0 to 9")):
         with pytest.raises(UsageError, match=message):
             train(dataclasses.replace(JOB, options=options), FRAMEWORKS[0], tmp_path / "run")
+    with pytest.raises(UsageError, match="transformer_block cannot be fed with images alone: it takes features"):
+        train(dataclasses.replace(JOB, model="transformer_block", options={}), FRAMEWORKS[0], tmp_path / "run")
     unlabeled = dataclasses.replace(colored(4, 8, 3), labels=np.array([0, -1, 2, 3]))
     with pytest.raises(UsageError, match=r"labels -1 to 3 \(-1: unknown\)"):
         Job("mlp", "elsewhere", RECIPE, 1).spec(unlabeled)

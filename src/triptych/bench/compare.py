@@ -36,8 +36,21 @@ def compare(old: Path, new: Path) -> dict[str, Any]:
         raise InputRefused(f"{old} and {new} have no case in common: compare two runs of one suite")
     return {
         "schema": record.SCHEMA, "threshold": THRESHOLD, "rows": rows,
+        "unlike": unlike(made_old, made_new),
         "only_old": [json.loads(key) for key in olds if key not in news], "only_new": [json.loads(key) for key in news if key not in olds],
     }  # fmt: skip
+
+
+def unlike(old: dict[str, Any], new: dict[str, Any]) -> dict[str, list[Any]]:
+    """What was set otherwise, [old, new]: no difference between two such records is the code's alone."""
+    told = [
+        {
+            "threads": made["machine"]["threads"], "steps": made["suite"]["steps"], "data": made["suite"].get("data"),
+            "processor": made["environment"].get("cpu", {}).get("model"), "versions": made["environment"].get("versions"),
+        }
+        for made in (old, new)
+    ]  # fmt: skip
+    return {name: [told[0][name], told[1][name]] for name in told[0] if told[0][name] != told[1][name]}
 
 
 def verdict(interval: statistics.Interval, floor: float) -> str:
@@ -58,6 +71,7 @@ def table(result: dict[str, Any]) -> str:
         name = f"{_group(row)}/{row['framework']}/{row['lane']}"
         low, high = row["interval"]
         lines.append(f"{name:<52}{row['ratio']:>10.3f}{f'{low:.3f} to {high:.3f}':>18}{row['floor']:>8.1%}  {row['verdict']}")
+    lines += [f"set otherwise: {name}, {old} in the old record, {new} in the new" for name, (old, new) in result["unlike"].items()]
     for which in ("old", "new"):
         count = len(result[f"only_{which}"])
         lines += [f"{count} case(s) were timed in the {which} record only"] * bool(count)

@@ -9,6 +9,7 @@ from triptych.bench import machine
 NUMERICS = {
     "precision": "float32",
     "our lanes": "full float32 products: torch fp32_precision ieee, TensorFlow without TF32, jax_default_matmul_precision highest",
+    "runtimes": "float32 as the exported file has it; OpenVINO with INFERENCE_PRECISION_HINT f32",
     "stock lanes": "the framework's defaults for float32 on a CPU",
     "fast math": "none switched on",
 }

@@ -22,7 +22,7 @@ from triptych.parity.certify import certify
 from triptych.parity.observation import write_json
 
 CODE = ("core", "data", "in_pytorch", "in_tensorflow", "in_jax", "parity")
-RUNGS = {"inference": (1, 3), "training_step": (1, 3, 4, 5, 6)}
+RUNGS = {"inference": (1, 3), "training_step": (1, 3, 4, 5, 6), "training_step_with_data": (1, 2, 3, 4, 5, 6)}
 """What the ladder is climbed for, by the mode that is timed, in float64; in float32, in which it is timed, names and logits."""
 FLOAT32_RUNGS = (1, 3)
 

@@ -37,7 +37,7 @@ def make(
         "schema": SCHEMA,
         "command": command,
         "environment": environment(),
-        "suite": suite.model_dump(mode="json"),
+        "suite": {**suite.model_dump(mode="json"), "data": Path(suite.data).name},
         "machine": {
             **machine_,
             "flops": CONVENTION + "; a training step is three forward passes",
@@ -66,17 +66,22 @@ def row(entry: Entry, group: Group, proof: Proof | None, peak_flops: float) -> d
     median, interval = statistics.median_interval([float(np.median(turn)) for turn in entry.turns])
     built = entry.built
     macs = built["macs"] or cost(catalog.get_spec(case.model, **case.options)).macs
-    passes = BACKWARD if case.mode == "training_step" else 1
+    passes = 1 if case.mode == "inference" else BACKWARD
     return {
         **head,
         "median": median,
         "interval": interval,
         "n": len(samples),
         **statistics.percentiles(samples),
+        "slowest": max(samples),
+        "outliers": statistics.outliers(samples),
         "images_per_second": case.batch_size / median,
+        "data": built["data"],
         "build_seconds": built["build_seconds"],
         "trace_seconds": built["phases"].get("trace"),
         "backend_seconds": built["phases"].get("compile"),
+        "cache_hits": built["phases"].get("cache_hits"),
+        "cache_misses": built["phases"].get("cache_misses"),
         "first_call_seconds": built["first_call_seconds"],
         "compile_seconds": max(0.0, built["first_call_seconds"] - median) if built["compiles"] else 0.0,
         "joules_per_image": float(np.median(entry.joules)) / case.batch_size if entry.joules else None,

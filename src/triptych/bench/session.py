@@ -14,7 +14,7 @@ from triptych.bench import machine, record
 from triptych.bench.processes import NUMERICS, chosen_cores
 from triptych.bench.proof import Proof, prove
 from triptych.bench.suite import EXPORTER, Case, Subject, Suite
-from triptych.bench.turns import Entry, Group, Progress, run_group
+from triptych.bench.turns import Entry, Group, Progress, build, run_group
 from triptych.core.conversation import Asked, Failed, Process, settings
 from triptych.core.errors import ParityFailed, TriptychError
 from triptych.core.workers import available
@@ -98,11 +98,25 @@ def run(suite: Suite, command: str, work: Path, out: Path, progress: Progress) -
             for group in cases:
                 wanted = {case.framework for case in group}
                 workers: dict[str, Asked] = {name: held.start(name) for name in (*ours, *foreign) if name in wanted}
+                if suite.compile_cache == "warm":
+                    warm_up(group, held, suite, proof, progress)
                 groups.append(run_group(group, workers, calibrator, suite, proof, progress))
         started = dict(held.started)
     made = record.make(suite, command, machine_, started, proofs, groups)
     record.write(out, made, groups)
     return made
+
+
+def warm_up(cases: list[Case], held: Processes, suite: Suite, proof: Proof, progress: Progress) -> None:
+    """Fill the caches of compiled programs: each case is built once by a process that then ends. What fails here will fail again."""
+    for framework in dict.fromkeys(case.framework for case in cases if case.framework not in runtimes.RUNTIMES):
+        process = held.new(framework, f"{framework}-warm-up")
+        try:
+            for case in (case for case in cases if case.framework == framework):
+                progress(f"{case.group}: warming the compile cache of {case.contestant}")
+                build(Entry(case), {framework: process}, suite, proof)
+        finally:
+            process.stop()
 
 
 def exported(subject: Subject, proof: Proof, held: Processes) -> Path | TriptychError:

@@ -52,6 +52,14 @@ def percentiles(samples: Sequence[float]) -> dict[str, float | None]:
     return {name: float(np.quantile(values, q)) if len(values) >= needed else None for name, (q, needed) in PERCENTILES.items()}
 
 
+def outliers(samples: Sequence[float]) -> int:
+    """How many samples lie more than three interquartile ranges beyond the quartiles (Tukey 1977, "far out"); none of them is dropped."""
+    values = _finite(samples)
+    low, high = np.quantile(values, [0.25, 0.75])
+    fence = 3.0 * (high - low)
+    return int(((values < low - fence) | (values > high + fence)).sum())
+
+
 def smallest_difference(interval: Interval) -> float:
     """The relative difference below which a ratio says nothing, from the interval of the ratio of a thing to itself (A/A)."""
     return max(abs(math.log(bound)) for bound in interval)

@@ -7,8 +7,10 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator
 
+from triptych.bench.tracing import opened
 from triptych.core import catalog, contract, workers, yaml_file
-from triptych.core.contender import LANES, STOCK
+from triptych.core.architecture import ImageArchitecture
+from triptych.core.contender import LANES, STOCK, WITH_DATA
 from triptych.core.errors import InputRefused, UsageError
 from triptych.core.spec import Spec
 from triptych.export.runtimes import RUNTIMES, missing
@@ -38,20 +40,24 @@ class Suite(BaseModel):
     """Every combination of the lists is a case. `steps` are timed in each turn, each with images of its own; outputs are checked in every
     `check_every`-th round; `threads` (None: the cores there are) is the same for everybody; a case gets `limit_seconds` for its first call.
 
-    `compile_cache`: `cold` compiles everything anew; `warm` takes compiled programs that an earlier run left."""
+    `compile_cache`: `cold` compiles everything anew; `warm` takes what a process before compiled and left on disk. `data` are the training
+    images of `training_step_with_data`: what `triptych.data.open_source` takes."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
     name: str
     models: tuple[Subject, ...] = Field(min_length=1)
     frameworks: tuple[Name, ...] = Field(default=("pytorch", "tensorflow", "jax"), min_length=1)
     lanes: tuple[Literal["default", "tuned", "compiled", "tuned_compiled", "stock"], ...] = Field(default=("default",), min_length=1)
-    modes: tuple[Literal["inference", "training_step"], ...] = Field(default=("inference", "training_step"), min_length=1)
+    modes: tuple[Literal["inference", "training_step", "training_step_with_data"], ...] = Field(
+        default=("inference", "training_step"), min_length=1
+    )
     batch_sizes: tuple[Annotated[int, Field(ge=1)], ...] = Field(default=(1,), min_length=1)
     rounds: int = Field(default=30, ge=2)
     steps: int = Field(default=1, ge=1)
     check_every: int = Field(default=5, ge=1)
     threads: int | None = Field(default=None, ge=1)
     compile_cache: Literal["cold", "warm"] = "cold"
+    data: str = "digits"
     limit_seconds: float = Field(default=600.0, gt=0)
     seed: int = Field(default=0, ge=0)
 
@@ -116,8 +122,12 @@ class Case:
         reason = _no_process_of(self.framework)
         if reason is not None:
             return reason
-        layers = catalog.get_spec(self.model, **self.options).layers()
-        if self.ours and LANES[self.lane].tuned and not any(layer.op == "conv" for layer in layers):
+        if self.lane == STOCK and self.mode == WITH_DATA:
+            return "what a user writes without us has an input pipeline of its own"
+        spec = catalog.get_spec(self.model, **self.options)
+        if self.mode == WITH_DATA and not isinstance(spec, ImageArchitecture):
+            return f"input pipelines make images, and {self.model} takes {'; '.join(map(str, spec.inputs()))}"
+        if self.ours and LANES[self.lane].tuned and not any(layer.op == "conv" for layer in spec.layers()):
             return f"what is tuned are convolutions, and {self.model} has none"
         return None
 
@@ -135,12 +145,14 @@ def names() -> list[str]:
 def load(name: str, **changes: Any) -> Suite:
     """A shipped suite, or the file at a path; `changes` that are not None replace its values.
 
-    Raises UsageError for an unknown name, model, option or a wrong change, InputRefused for a file that is no suite.
+    Raises UsageError for an unknown name, model, option, data that do not fit or a wrong change, InputRefused for a file that is no suite.
     """
     data = yaml_file.mapping(yaml_file.read(name, "suite", FOLDER), name, "suite")
     suite = yaml_file.checked(Suite, data, InputRefused, name)
     given = {key: value for key, value in changes.items() if value is not None}
     suite = yaml_file.checked(Suite, {**suite.model_dump(mode="json"), **given}, UsageError, "options") if given else suite
     for subject in suite.models:
-        subject.spec()
+        spec = subject.spec()
+        if WITH_DATA in suite.modes and isinstance(spec, ImageArchitecture):
+            opened(suite.data, spec)
     return suite

@@ -11,14 +11,18 @@ from typing import Any
 import numpy as np
 
 from triptych.bench import attribution, machine, perfetto
-from triptych.core import contract
+from triptych.core import catalog, contract
+from triptych.core.architecture import ImageArchitecture
+from triptych.core.batch import Inputs, random
 from triptych.core.contender import Contender
 from triptych.core.errors import UsageError
 from triptych.core.preprocess import NO_TRANSFORMS, RandomResizedCrop, Transforms
 from triptych.core.sampling import SamplingPlan
-from triptych.core.spec import Spec
+from triptych.core.spec import ImageSpec, Spec
 from triptych.core.trace import DATA, STEP
 from triptych.data import Source, open_source
+
+Batches = Iterator[tuple[Inputs, np.ndarray]]
 
 WARM_UP = 2
 TRANSFORMS = {"training_step": Transforms(random_resized_crop=RandomResizedCrop(), flip=0.5), "inference": NO_TRANSFORMS}
@@ -32,11 +36,11 @@ def traced(
     """Where one step's time went, and the seconds of `repeats` steps without and with the profiler, which take turns.
 
     Of the traced steps the one of median length is read and kept: `directory/trace.json.gz`, and as the framework wrote it under
-    `directory/native`. `data` is what `triptych.data.open_source` takes; None: images of random pixels, in memory.
+    `directory/native`. `data` is what `triptych.data.open_source` takes; None: images of random pixels, in memory, and of what takes
+    something else, noise.
     """
     room = contract.load(framework)
-    source = synthetic(spec, case["batch_size"]) if data is None else opened(data, spec)
-    batches = _batches(room, source, spec, case, WARM_UP + 2 * repeats)
+    name, batches = _batches(room, spec, data, case, WARM_UP + 2 * repeats)
     for _ in range(WARM_UP):
         _step(room, contender, batches)
     kept = directory / NATIVE
@@ -55,10 +59,10 @@ def traced(
     events = room.operators(kept, spec)
     perfetto.write(directory / TRACE, perfetto.trace_events(contract.FRAMEWORKS[framework].title, events))
     found = attribution.attribute(events)
-    return {**found.to_json(), "untraced_seconds": bare, "traced_seconds": under, "weather": weather, "data": source.name}
+    return {**found.to_json(), "untraced_seconds": bare, "traced_seconds": under, "weather": weather, "data": name}
 
 
-def _step(room: Any, contender: Contender, batches: Iterator[tuple[np.ndarray, np.ndarray]]) -> float:
+def _step(room: Any, contender: Contender, batches: Batches) -> float:
     started = perf_counter()
     with room.annotate(STEP):
         with room.annotate(DATA):
@@ -67,14 +71,26 @@ def _step(room: Any, contender: Contender, batches: Iterator[tuple[np.ndarray, n
     return perf_counter() - started
 
 
-def _batches(room: Any, source: Source, spec: Spec, case: Mapping[str, Any], steps: int) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+def _batches(room: Any, spec: Spec, data: str | None, case: Mapping[str, Any], steps: int) -> tuple[str, Batches]:
+    """What the batches are made of, and as many of them: of images by the room's own pipeline."""
+    size = case["batch_size"]
+    if data is None and not isinstance(spec, ImageArchitecture):
+        return "synthetic", noise(spec, size)
+    images = catalog.fed_by_images(spec)
+    source = synthetic(images, size) if data is None else opened(data, images)
     transforms = TRANSFORMS[case["mode"]]
-    plan = SamplingPlan(source.labels, spec.num_classes, case["batch_size"], 0, transforms, spec.preprocessing.crop)
-    made: Iterator[tuple[np.ndarray, np.ndarray]] = room.batches(source, plan.batches(0, steps), spec.preprocessing, transforms)
-    return made
+    plan = SamplingPlan(source.labels, spec.num_classes, size, 0, transforms, images.preprocessing.crop)
+    return source.name, room.batches(source, plan.batches(0, steps), images.preprocessing, transforms)
 
 
-def synthetic(spec: Spec, batch_size: int) -> Source:
+def noise(spec: Spec, batch_size: int) -> Batches:
+    """Random inputs of any kind, and random classes, for ever."""
+    numbers = np.random.default_rng(0)
+    while True:
+        yield random(spec, batch_size, numbers), numbers.integers(spec.num_classes, size=batch_size)
+
+
+def synthetic(spec: ImageSpec, batch_size: int) -> Source:
     """Random pixels of the size that the preprocessing resizes to, and random classes: enough for two batches."""
     numbers, side = np.random.default_rng(0), spec.preprocessing.resize_short_side or spec.preprocessing.crop
     count = 2 * batch_size
@@ -85,7 +101,8 @@ def synthetic(spec: Spec, batch_size: int) -> Source:
 
 
 def opened(data: str, spec: Spec) -> Source:
-    """The training images at a path. UsageError for labels that the model has no class for."""
+    """The training images at a path. UsageError for a model of other inputs, or labels that it has no class for."""
+    catalog.fed_by_images(spec)
     source = open_source(data, "train")
     if not 0 <= source.labels.min() <= source.labels.max() < spec.num_classes:
         span = f"{source.labels.min()} to {source.labels.max()} (-1: unknown)"

@@ -70,7 +70,7 @@ def run_group(
     group = Group(cases[0].group, entries)
     for entry in entries:
         progress(f"{group.name}: building {entry.case.contestant}")
-        _build(entry, workers, suite, proof)
+        build(entry, workers, suite, proof)
     _check(entries, [(entry, _turn(entry, workers, suite, 1, check=True)) for entry in entries if entry.alive])
     twin = next((entry for entry in entries if entry.alive), None)
     if twin is not None:
@@ -88,7 +88,8 @@ def run_group(
     return group
 
 
-def _build(entry: Entry, workers: Mapping[str, Asked], suite: Suite, proof: Proof) -> None:
+def build(entry: Entry, workers: Mapping[str, Asked], suite: Suite, proof: Proof) -> None:
+    """Have its worker build a case and make its first call, if it may; what fails is the entry's reason."""
     case = entry.case
     reason = case.unavailable()
     if reason is not None:
@@ -99,7 +100,7 @@ def _build(entry: Entry, workers: Mapping[str, Asked], suite: Suite, proof: Proo
     if isinstance(given, TriptychError):
         return entry.fail(f"nothing was exported for it: {given}", type(given).__name__)
     try:
-        asked = {"key": case.contestant, "case": case.to_json(), "given": str(given), "seed": suite.seed}
+        asked = {"key": case.contestant, "case": case.to_json(), "given": str(given), "seed": suite.seed, "data": suite.data}
         entry.built = workers[case.framework].ask("build", **asked)
     except Failed as error:
         entry.fail(error.message if error.kind == "LaneMissing" else str(error), error.kind, unavailable=error.kind == "LaneMissing")

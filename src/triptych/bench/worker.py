@@ -9,7 +9,7 @@ import contextlib
 import gc
 import sys
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from time import perf_counter
 from typing import Any
@@ -17,8 +17,11 @@ from typing import Any
 import numpy as np
 
 from triptych.bench import machine, tracing
+from triptych.bench.pipeline import open_pipeline
+from triptych.core import batch as batches
 from triptych.core import catalog, contract
-from triptych.core.contender import Contender
+from triptych.core.batch import Inputs
+from triptych.core.contender import WITH_DATA, Contender
 from triptych.core.conversation import answer_all
 from triptych.core.spec import Spec
 from triptych.export import runtimes
@@ -28,12 +31,43 @@ Answer = dict[str, Any]
 
 @dataclass(slots=True)
 class Held:
-    """A contender and what its inputs are like."""
+    """A contender and what its batches are like."""
 
     contender: Contender
     mode: str
-    shape: tuple[int, ...]
-    classes: int
+    spec: Spec
+    batch_size: int
+    pipeline: Any = None
+    """Where its batches come from when they are timed, too (`bench/pipeline.py`)."""
+
+
+@dataclass(slots=True)
+class Turn:
+    """What one turn showed."""
+
+    resident: int | None = field(default_factory=machine.begin_memory_phase)
+    seconds: list[float] = field(default_factory=list)
+    joules: list[float | None] = field(default_factory=list)
+    outputs: list[np.ndarray] | None = None
+
+    def time(self, run: Callable[..., np.ndarray], *given: Any) -> np.ndarray:
+        """One step: what it returns, its seconds and joules noted."""
+        energy = machine.energy()
+        started = perf_counter()
+        output = run(*given)
+        self.seconds.append(perf_counter() - started)
+        self.joules.append(machine.joules(energy, machine.energy()))
+        return output
+
+    def to_json(self) -> Answer:
+        """Plain data."""
+        return {
+            "seconds": self.seconds,
+            "joules": self.joules,
+            "resident_bytes": self.resident,
+            "peak_bytes": None if self.resident is None else machine.peak_memory(),
+            "outputs": None if self.outputs is None else [np.asarray(each, np.float64).tolist() for each in self.outputs],
+        }
 
 
 class Worker:
@@ -42,7 +76,7 @@ class Worker:
     def __init__(self, framework: str) -> None:
         self.framework = framework
         self.held: dict[str, Held] = {}
-        self._inputs: tuple[Any, tuple[np.ndarray, np.ndarray]] | None = None
+        self._inputs: tuple[Any, tuple[Inputs, np.ndarray]] | None = None
         self._room: Any = None
 
     def ask(self, do: str, **given: Any) -> Answer:
@@ -63,7 +97,9 @@ class Worker:
     def _start(self) -> Answer:
         started = perf_counter()
         room = self.room
-        return {"import_seconds": perf_counter() - started, "versions": room.versions()}
+        seconds = perf_counter() - started
+        told = {} if self.framework in runtimes.RUNTIMES else room.numerics()
+        return {"import_seconds": seconds, "versions": room.versions(), "numerics": told, "cores": machine.cores(None)}
 
     def _kernel(self) -> Answer:
         return {"seconds": machine.kernel_seconds()}
@@ -87,51 +123,64 @@ class Worker:
         made: Contender = self.room.contender(Path(given)) if foreign else self.room.contender(spec, load_file(given), lane, mode)
         return made
 
-    def _build(self, key: str, case: Mapping[str, Any], given: str, seed: int) -> Answer:
-        """Create the contender from the file `given` and make its first call."""
+    def _build(self, key: str, case: Mapping[str, Any], given: str, seed: int, data: str = "") -> Answer:
+        """Create the contender from the file `given` and make its first call; open `data` when batches are to be timed, too."""
         assert self.room, "imported before it is timed"
         spec = catalog.get_spec(case["model"], **case["options"])
+        mode = "training_step" if case["mode"] == WITH_DATA else case["mode"]
         with contextlib.nullcontext({}) if self.framework in runtimes.RUNTIMES else self.room.phases() as phases:
             started = perf_counter()
-            contender = self._create(spec, given, case["lane"], case["mode"])
+            contender = self._create(spec, given, case["lane"], mode)
             built = perf_counter()
-            held = Held(contender, case["mode"], (case["batch_size"], *spec.input_shape), spec.num_classes)
+            held = Held(contender, mode, spec, case["batch_size"])
             batch = contender.stage(*self._batch(held, seed, 0))
             staged = perf_counter()
             contender.run(batch)
             first = perf_counter() - staged
+        if case["mode"] == WITH_DATA:
+            held.pipeline = open_pipeline(self.room, spec, data, case["batch_size"], seed)
         self.held[key] = held
         return {
             "build_seconds": built - started, "first_call_seconds": first, "phases": phases, "compiles": contender.compiles,
             "levers": list(contender.levers), "unequal": contender.unequal, "macs": contender.macs,
+            "data": None if held.pipeline is None else held.pipeline.source.name,
         }  # fmt: skip
 
     def _turn(self, key: str, number: int, seed: int, steps: int = 1, check: bool = False) -> Answer:
-        """Seconds and joules of each of `steps` steps, on images of their own, numbered from `number` on; peak and growth of memory.
+        """Seconds and joules of each of `steps` steps, on inputs of their own, numbered from `number` on; peak and growth of memory.
 
         With `check` the first step starts from the first weights, and its outputs are told: logits; or the loss, and the loss of another
-        step on the same images, which shows what the first did to the weights.
+        step on the same inputs, which shows what the first did to the weights.
         """
-        held, seconds, joules, outputs = self.held[key], [], [], None
+        held = self.held[key]
         if check:
             held.contender.reset()
-        resident = machine.begin_memory_phase()
+        return (self._bare if held.pipeline is None else self._with_data)(held, number, seed, steps, check).to_json()
+
+    def _bare(self, held: Held, number: int, seed: int, steps: int, check: bool) -> Turn:
+        """Steps on images that are there before the clock starts."""
+        turn = Turn()
         for step in range(steps):
             batch = held.contender.stage(*self._batch(held, seed, number + step))
-            energy = machine.energy()
-            started = perf_counter()
-            output = held.contender.run(batch)
-            seconds.append(perf_counter() - started)
-            joules.append(machine.joules(energy, machine.energy()))
+            output = turn.time(held.contender.run, batch)
             if check and step == 0:
-                outputs = [output] if held.mode == "inference" else [output, held.contender.run(batch)]
-        return {
-            "seconds": seconds,
-            "joules": joules,
-            "resident_bytes": resident,
-            "peak_bytes": None if resident is None else machine.peak_memory(),
-            "outputs": None if outputs is None else [np.asarray(each, np.float64).tolist() for each in outputs],
-        }
+                turn.outputs = [output] if held.mode == "inference" else [output, held.contender.run(batch)]
+        return turn
+
+    def _with_data(self, held: Held, number: int, seed: int, steps: int, check: bool) -> Turn:
+        """Steps that wait for their batch, the first of which, with the start of the pipeline, is not timed.
+
+        What is checked are two steps on the numbers that all frameworks share to the last bit: pixels they resize by themselves.
+        """
+        contender, turn = held.contender, Turn()
+        if check:
+            batch = contender.stage(*self._batch(held, seed, number))
+            turn.outputs = [contender.run(batch), contender.run(batch)]
+        with contextlib.closing(held.pipeline.batches(number, steps)) as fed:
+            contender.run(contender.stage(*next(fed)))
+            for _ in range(steps):
+                turn.time(lambda: contender.run(contender.stage(*next(fed))))
+        return turn
 
     def _trace(self, key: str, case: Mapping[str, Any], data: str | None, directory: str, repeats: int) -> Answer:
         """Trace warmed steps, their batches from the room's own pipeline, and read the trace (`bench/tracing.py`)."""
@@ -140,16 +189,18 @@ class Worker:
 
     def _release(self) -> Answer:
         self.held.clear()
+        if self.framework not in runtimes.RUNTIMES and self._room is not None:
+            self._room.forget()
         gc.collect()
         return {}
 
-    def _batch(self, held: Held, seed: int, number: int) -> tuple[np.ndarray, np.ndarray]:
-        """Images and labels of this number, the same in every process and lane; those of the last number are kept."""
-        what = (held.shape, held.classes, seed, number)
+    def _batch(self, held: Held, seed: int, number: int) -> tuple[Inputs, np.ndarray]:
+        """Inputs and labels of this number, the same in every process and lane; those of the last number are kept."""
+        what = (held.spec, held.batch_size, seed, number)
         if self._inputs is None or self._inputs[0] != what:
             numbers = np.random.Generator(np.random.Philox(key=[seed, number]))
-            images = numbers.standard_normal(held.shape, dtype=np.float32)
-            self._inputs = what, (images, numbers.integers(held.classes, size=held.shape[0]))
+            inputs = batches.random(held.spec, held.batch_size, numbers)
+            self._inputs = what, (inputs, numbers.integers(held.spec.num_classes, size=held.batch_size))
         return self._inputs[1]
 
 

@@ -18,10 +18,14 @@ if TYPE_CHECKING:
 @click.argument("what", nargs=-1, metavar="[SUITE | compare OLD NEW]")
 @click.option("--frameworks", help="Comma-separated; without it, the suite's.")
 @click.option("--lanes", help="Comma-separated; without it, the suite's.")
-@click.option("--modes", help="Comma-separated: inference, training_step.")
+@click.option("--modes", help="Comma-separated: inference, training_step, training_step_with_data.")
 @click.option("--batch-sizes", help="Comma-separated; without it, the suite's.")
 @click.option("--rounds", type=click.IntRange(min=2), help="Turns of each case; without it, the suite's.")
 @click.option("--threads", type=click.IntRange(min=1), help="Of every framework alike; without it, the suite's, or the cores there are.")
+@click.option(
+    "--compile-cache", type=click.Choice(["cold", "warm"]), help="Compile everything anew, or find it compiled; without it, the suite's."
+)
+@click.option("--data", help="Training images of training_step_with_data, as `triptych train` takes them; without it, the suite's.")
 @click.option("--seed", type=click.IntRange(min=0), help="Of the inputs and the order of turns.")
 @click.option("--out", type=click.Path(path_type=Path, dir_okay=False), help="The record; without it, WORK/SUITE.json.")
 @click.option(
@@ -31,7 +35,8 @@ if TYPE_CHECKING:
 @json_option
 def bench_command(
     what: tuple[str, ...], frameworks: str | None, lanes: str | None, modes: str | None, batch_sizes: str | None, rounds: int | None,
-    threads: int | None, seed: int | None, out: Path | None, work: Path, dry_run: bool, as_json: bool,
+    threads: int | None, compile_cache: str | None, data: str | None, seed: int | None, out: Path | None, work: Path, dry_run: bool,
+    as_json: bool,
 ) -> None:  # fmt: skip
     """Time SUITE (quick, resnet50, inference, or a .yaml file): ours only with a proof, in interleaved turns; intervals of paired ratios.
 
@@ -48,7 +53,7 @@ def bench_command(
 
     chosen = suite.load(
         what[0] if what else "quick", frameworks=_listed(frameworks), lanes=_listed(lanes), modes=_listed(modes),
-        batch_sizes=_listed(batch_sizes), rounds=rounds, threads=threads, seed=seed,
+        batch_sizes=_listed(batch_sizes), rounds=rounds, threads=threads, compile_cache=compile_cache, data=data, seed=seed,
     )  # fmt: skip
     if dry_run:
         planned = session.plan(chosen)
@@ -77,19 +82,28 @@ def _planned(chosen: Suite, planned: dict[str, Any]) -> str:
     return "\n".join([*lines, end])
 
 
+HEAD = (
+    f"  {'lane':<26}{'median':>11}{'95 % interval':>24}{'p90':>9}{'p95':>9}{'p99':>9}{'images/s':>10}{'peak':>7}{'memory':>10}"
+    f"{'compile':>9}  proof"
+)
+
+
 def table(made: dict[str, Any]) -> str:
-    """A record as text: the groups, their rows, who was faster, and what this machine could show."""
+    """A record as text: the groups, their rows, who was faster, what this machine could show; and under what numerics."""
     lines = []
     for group in made["groups"]:
         key = {name: group[name] for name in ("model", "mode", "batch_size")}
-        lines.append(f"\n{group['model']}, {group['mode'].replace('_', ' ')}, batch {group['batch_size']}")
-        lines.append(f"  {'lane':<26}{'median':>11}{'95 % interval':>24}{'images/s':>10}{'peak':>7}{'compile':>9}  proof")
-        lines += [_line(row) for row in made["rows"] if all(row[name] == value for name, value in key.items())]
+        rows = [row for row in made["rows"] if all(row[name] == value for name, value in key.items())]
+        data = next((f", data: {row['data']}" for row in rows if row.get("data")), "")
+        lines.append(f"\n{group['model']}, {group['mode'].replace('_', ' ')}, batch {group['batch_size']}{data}")
+        lines.append(HEAD)
+        lines += [_line(row) for row in rows]
         lines += [f"  {_pair(pair)}" for pair in group["comparisons"]]
+        lines += [f"  {note}" for row in rows for note in _notes(row)]
         if group["a_a"]:
             smallest = f"the smallest difference this machine could show: {group['a_a']['smallest_difference']:.1%}"
             lines.append(f"  {smallest}; {group['noisy_rounds']} of {group['rounds']} rounds were noisy")
-    return "\n".join(lines).lstrip("\n")
+    return "\n".join([*lines, "", *_policy(made)]).lstrip("\n")
 
 
 def _line(row: dict[str, Any]) -> str:
@@ -98,8 +112,33 @@ def _line(row: dict[str, Any]) -> str:
         return f"  {name:<26}{'not here' if row['unavailable'] else 'FAILED'}: {row['failure']}"
     low, high = row["interval"]
     interval = f"{low * 1e3:.3f} to {high * 1e3:.3f} ms"
-    figures = f"{row['median'] * 1e3:>8.3f} ms{interval:>24}{row['images_per_second']:>10.1f}{row['peak_share']:>7.0%}"
+    latency = "".join("      n/a" if row[name] is None else f"{row[name] * 1e3:>9.3f}" for name in ("p90", "p95", "p99"))
+    memory = "n/a" if row["peak_memory_bytes"] is None else f"{row['peak_memory_bytes'] / 2**20:.0f} MiB"
+    figures = f"{row['median'] * 1e3:>8.3f} ms{interval:>24}{latency}{row['images_per_second']:>10.1f}{row['peak_share']:>7.0%}{memory:>10}"
     return f"  {name:<26}{figures}{row['compile_seconds']:>7.1f} s  {row['certificate']['kind']}"
+
+
+def _notes(row: dict[str, Any]) -> list[str]:
+    """Beside a row: why it is no equal of ours, samples far out, which are in its figures like all others, when a compilation has paid."""
+    if "failure" in row:
+        return []
+    name, steps, count = f"{row['framework']}/{row['lane']}", row.get("break_even_steps"), row["outliers"]
+    far = f"{name}: {count} of {row['n']} samples far out, the slowest {row['slowest'] * 1e3:.3f} ms; none is dropped"
+    paid = f"{name}: has made up for its compilation after {steps} steps"
+    proof = row["certificate"]
+    unequal = f"{name}: another model, {proof.get('reason')}; {proof.get('flop_ratio', 0.0):.2f} times the FLOPs"
+    return [unequal] * ("flop_ratio" in proof) + [far] * bool(count) + [paid] * bool(steps)
+
+
+def _policy(made: dict[str, Any]) -> list[str]:
+    """Threads, cores, caches and what float32 means, the same for all; then what each framework says of it."""
+    machine, cache = made["machine"], made["suite"]["compile_cache"]
+    bound = f"bound to cores {', '.join(map(str, machine['cores']))}" if machine["cores"] else "bound to no cores"
+    lines = [f"{machine['threads']} threads, {bound}; compile cache: {cache}"]
+    lines += [f"numerics, {what}: {how}" for what, how in machine["numerics"].items()]
+    for name, told in made["frameworks"].items():
+        lines += [f"{name}: " + "; ".join(f"{what} {how}" for what, how in told["numerics"].items())] * bool(told["numerics"])
+    return lines
 
 
 def _pair(pair: dict[str, Any]) -> str:

@@ -10,6 +10,7 @@ import click
 
 from triptych.cli import emit, json_option
 from triptych.core import catalog, cost
+from triptych.core.architecture import ImageArchitecture
 from triptych.core.errors import UsageError
 from triptych.core.spec import Preprocessing, Spec, to_dict
 
@@ -31,6 +32,10 @@ def list_command(pattern: str, as_json: bool) -> None:
 @click.option("--num-classes", type=int, help="Classes of the head.")
 @click.option("--in-channels", type=int, help="Channels of the input image.")
 @click.option("--image-size", type=int, help="Height and width of the input image.")
+@click.option("--tokens", type=int, help="Of transformer_block: the length of the sequence.")
+@click.option("--width", type=int, help="Of transformer_block: the features of a token.")
+@click.option("--heads", type=int, help="Of transformer_block: the heads of its attention.")
+@click.option("--mlp-width", type=int, help="Of transformer_block: the width inside its MLP.")
 @click.option("--layers", "show_layers", is_flag=True, help="Show the layer table, in execution order.")
 @json_option
 def info_command(model: str, show_layers: bool, as_json: bool, **options: int | None) -> None:
@@ -61,13 +66,12 @@ def _description(model: str, spec: Spec, total: cost.Cost) -> dict[str, Any]:
 
 def _info_lines(data: dict[str, Any], spec: Spec, layers: cost.Cost | None) -> Iterator[str]:
     yield f"{data['name']}: {data['summary']} ({data['source']})\n"
-    height, width, channels = spec.input_shape
     rows = {
-        "input": f"{height} x {width} x {channels} (H, W, C), {spec.num_classes} classes",
+        "input": _inputs(spec),
         "preprocessing": _preprocessing(spec.preprocessing),
         "parameters": f"{data['parameters']:,}",
         "MACs": f"{data['macs']:,}  ({data['macs'] / 1e9:.3g} G)",
-        "FLOPs": f"{data['flops']:,}  ({data['flops'] / 1e9:.3g} G) an image",
+        "FLOPs": f"{data['flops']:,}  ({data['flops'] / 1e9:.3g} G) {'an image' if isinstance(spec, ImageArchitecture) else 'a sample'}",
         "state": f"{data['tensors']} tensors; {data['intermediates']} named intermediates",
     }
     yield from (f"  {name:<14}{text}" for name, text in rows.items())
@@ -76,7 +80,17 @@ def _info_lines(data: dict[str, Any], spec: Spec, layers: cost.Cost | None) -> I
         yield "\n" + "\n".join(_layer_table(layers))
 
 
-def _preprocessing(step: Preprocessing) -> str:
+def _inputs(spec: Spec) -> str:
+    if isinstance(spec, ImageArchitecture):
+        height, width, channels = spec.input_shape
+        return f"{height} x {width} x {channels} (H, W, C), {spec.num_classes} classes"
+    each = " for each token" if len(spec.output_shape) > 1 else ""
+    return f"{'; '.join(map(str, spec.inputs()))}; {spec.num_classes} outputs{each}"
+
+
+def _preprocessing(step: Preprocessing | None) -> str:
+    if step is None:
+        return "none: no image files go in"
     resize = "no resizing" if step.resize_short_side is None else f"short side to {step.resize_short_side} (bilinear, antialiased)"
     mean, std = (", ".join(f"{value:g}" for value in values) for values in (step.mean, step.std))
     return f"{resize}, centre crop {step.crop}, mean ({mean}), std ({std})"

@@ -69,12 +69,12 @@ def _export(
     from triptych.core import catalog, checkpoint
     from triptych.export import session
 
-    spec, loaded = catalog.get_spec(model, **options), None
+    spec, loaded = catalog.fed_by_images(catalog.get_spec(model, **options)), None
     if weights is not None:
         stored = checkpoint.load(weights, precision="float32")
         if stored.spec.name != spec.name or options:
             raise UsageError(f"{weights} holds a {stored.spec.name}; name it as MODEL, and give no options of its own")
-        spec, loaded = stored.spec, stored.weights
+        spec, loaded = catalog.fed_by_images(stored.spec), stored.weights
     request = session.Request(spec, loaded, cells, out, data, overwrite, called("export", model))
     with status(f"export {model}") as progress:
         rows = session.run(request, progress)

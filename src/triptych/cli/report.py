@@ -17,18 +17,23 @@ from triptych.core.errors import ParityFailed
 )
 @click.option(
     "--records", type=click.Path(path_type=Path, file_okay=False), default=Path("benchmarks/results"), show_default=True,
-    help="Committed records of the training system; absent ones are noted.",
+    help="Committed records of what was measured; absent ones are noted.",
 )  # fmt: skip
 @click.option("--fresh", is_flag=True, help="Reuse nothing.")
+@click.option(
+    "--evidence", type=click.Path(path_type=Path, dir_okay=False), default=None,
+    help="Run nothing: the evidence.json of an earlier report, with the records as they are now.",
+)  # fmt: skip
 @json_option
-def report_command(out: Path, runs: Path, records: Path, fresh: bool, as_json: bool) -> None:
+def report_command(out: Path, runs: Path, records: Path, fresh: bool, evidence: Path | None, as_json: bool) -> None:
     """Prove resnet50, plant faults, train resnet20 in every installed framework, and write report.md and report.html."""
     from triptych.cli.progress import status
-    from triptych.report import pipeline, write_report
+    from triptych.report import gather, pipeline, write_report
 
     with status("reading what is there") as show:
         work = pipeline.Pipeline(runs, fresh, records, show)
-        verdict = write_report(pipeline.evidence(work), out)
+        found = gather.renewed(gather.read(evidence), records) if evidence else pipeline.evidence(work)
+        verdict = write_report(found, out)
     steps = [{"name": s.name, "reused": s.reused, "seconds": s.seconds} for s in work.steps]
     claims = [{"claim": c.text, "measured": c.measured, "asked": c.asked, "holds": c.holds} for c in verdict.claims]
     lines = [verdict.headline]

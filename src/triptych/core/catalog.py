@@ -8,8 +8,21 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Literal
 
+from triptych.core.architecture import ImageArchitecture
 from triptych.core.errors import UsageError
-from triptych.core.spec import BatchNormSpec, MLPSpec, PoolSpec, Preprocessing, ResNetSpec, Spec, StageSpec, StemSpec, ViTSpec
+from triptych.core.spec import (
+    BatchNormSpec,
+    ImageSpec,
+    MLPSpec,
+    PoolSpec,
+    Preprocessing,
+    ResNetSpec,
+    Spec,
+    StageSpec,
+    StemSpec,
+    TransformerBlockSpec,
+    ViTSpec,
+)  # fmt: skip
 
 # torchvision's statistics of the ImageNet training set, RGB, on [0, 1].
 IMAGENET = Preprocessing(resize_short_side=256, crop=224, mean=(0.485, 0.456, 0.406), std=(0.229, 0.224, 0.225))
@@ -37,7 +50,7 @@ IMAGENET_SIZES: dict[str, tuple[Literal["basic", "bottleneck"], tuple[int, ...]]
 # He et al. 2015, §4.2 and Table 6: depth 6n + 2, three stages of n basic blocks of width 16, 32, 64, option-A shortcuts.
 CIFAR_DEPTHS = (20, 32, 44, 56, 110)
 # Steiner et al. 2021 (arXiv:2106.10270), Table 2: width and heads of the twelve blocks; patches of 16 pixels.
-VIT_SIZES = {"vit_tiny_patch16_224": (192, 3)}
+VIT_SIZES = {"vit_tiny_patch16_224": (192, 3), "vit_small_patch16_224": (384, 6), "vit_base_patch16_224": (768, 12)}
 # The paper's and timm's, neither PyTorch's 1e-5 nor Keras' 1e-3 (numerics 8).
 LAYER_NORM_EPSILON = 1e-6
 
@@ -79,9 +92,14 @@ def _vit(name: str) -> ViTSpec:
     return ViTSpec(name, 16, width, 12, heads, 4 * width, LAYER_NORM_EPSILON, 1000, 3, 224, VIT)
 
 
+def _transformer_block(name: str) -> TransformerBlockSpec:
+    width, heads = VIT_SIZES["vit_tiny_patch16_224"]
+    return TransformerBlockSpec(name, tokens=64, width=width, heads=heads, mlp_width=4 * width, layer_norm_epsilon=LAYER_NORM_EPSILON)
+
+
 _IMAGENET_COUNTS = (11_689_512, 21_797_672, 25_557_032, 44_549_160, 60_192_808)
 _CIFAR_COUNTS = (269_722, 464_154, 658_586, 853_018, 1_727_962)
-_VIT_COUNTS = (5_717_416,)
+_VIT_COUNTS = (5_717_416, 22_050_664, 86_567_656)
 
 CATALOG: dict[str, Entry] = {
     **{
@@ -102,6 +120,9 @@ CATALOG: dict[str, Entry] = {
         )
         for name, count in zip(VIT_SIZES, _VIT_COUNTS, strict=True)
     },
+    "transformer_block": Entry(
+        _transformer_block, "Pre-norm transformer block of ViT-Tiny's width over 64 tokens, by itself", "Dosovitskiy et al. 2021", 444_864
+    ),
 }
 
 
@@ -111,7 +132,8 @@ def list_models(pattern: str = "*") -> list[str]:
 
 
 def get_spec(name: str, **options: Any) -> Spec:
-    """The spec called `name`, with options (`num_classes`, `in_channels`, `image_size`; for `mlp` also `hidden`, `dropout`).
+    """The spec called `name`, with options (`num_classes`, `in_channels`, `image_size`; for `mlp` also `hidden`, `dropout`; for
+    `transformer_block` only `tokens`, `width`, `heads`, `mlp_width`).
 
     A changed `image_size` or `in_channels` carries over to the preprocessing, so that the two never disagree.
     Raises UsageError for an unknown name or option, or a value out of range.
@@ -142,13 +164,38 @@ def with_options(spec: Spec, **options: Any) -> Spec:
     if "hidden" in options:
         options["hidden"] = tuple(options["hidden"])
     changed = dataclasses.replace(spec, **options)
+    if isinstance(changed, TransformerBlockSpec):
+        return _whole_heads(changed)
     if isinstance(changed, ViTSpec) and changed.image_size % changed.patch_size:
         raise UsageError(f"{spec.name}: image_size={changed.image_size} must be a multiple of its patches of {changed.patch_size} pixels")
     return dataclasses.replace(changed, preprocessing=_fitted(changed))
 
 
+def _whole_heads(spec: TransformerBlockSpec) -> TransformerBlockSpec:
+    if spec.width % spec.heads:
+        raise UsageError(f"{spec.name}: width={spec.width} must be a multiple of heads={spec.heads}")
+    return spec
+
+
+def at_proof_size(spec: Spec) -> Spec:
+    """`spec` at the image size of a proof's training rungs; without images, as it is."""
+    return with_options(spec, image_size=spec.proof_image_size) if isinstance(spec, ImageArchitecture) else spec
+
+
+def fed_by_images(spec: Spec) -> ImageSpec:
+    """The same spec. UsageError unless images alone go into it, which is what sets and files of images can feed."""
+    if isinstance(spec, ImageArchitecture):
+        return spec
+    takes = "; ".join(map(str, spec.inputs()))
+    raise UsageError(
+        f"{spec.name} cannot be fed with images alone: it takes {takes}. Choose another model of `triptych list`, or use Python"
+    )
+
+
 def allowed_options(spec: Spec) -> tuple[str, ...]:
     """The options that `get_spec` takes for this family."""
+    if isinstance(spec, TransformerBlockSpec):
+        return ("tokens", "width", "heads", "mlp_width")
     common = ("num_classes", "in_channels", "image_size")
     return (*common, "hidden", "dropout") if isinstance(spec, MLPSpec) else common
 
@@ -168,7 +215,7 @@ def _positive(value: Any) -> bool:
     return isinstance(value, int) and not isinstance(value, bool) and value > 0
 
 
-def _fitted(spec: Spec) -> Preprocessing:
+def _fitted(spec: ImageSpec) -> Preprocessing:
     """The preprocessing whose crop and channels fit the spec; another channel count gets the mean statistics in every channel."""
     old = spec.preprocessing
     resize = None if old.resize_short_side is None else round(old.resize_short_side * spec.image_size / old.crop)
@@ -183,6 +230,8 @@ def tiny(spec: Spec) -> Spec:
     """The same kinds of layers, small enough to climb the ladder in seconds: for planted faults and tests."""
     if isinstance(spec, MLPSpec):
         return with_options(dataclasses.replace(spec, name=f"tiny_{spec.name}", hidden=(24, 24)), in_channels=3, image_size=8)
+    if isinstance(spec, TransformerBlockSpec):
+        return dataclasses.replace(spec, name=f"tiny_{spec.name}", tokens=10, width=16, heads=2, mlp_width=32)
     if isinstance(spec, ViTSpec):
         small_vit = dataclasses.replace(spec, name=f"tiny_{spec.name}", width=16, depth=2, heads=2, mlp_width=32)
         return with_options(small_vit, num_classes=10, image_size=48)

@@ -18,9 +18,10 @@ import numpy as np
 
 import triptych
 from triptych.core import catalog, storage, tensor_file
+from triptych.core.architecture import ImageArchitecture
 from triptych.core.contract import PRECISIONS, TrainingState, check_precision
 from triptych.core.errors import InputRefused
-from triptych.core.spec import ResNetSpec, Spec, TensorSpec, ViTSpec, from_dict, to_dict
+from triptych.core.spec import ImageSpec, ResNetSpec, Spec, TensorSpec, ViTSpec, from_dict, to_dict
 
 SCHEMA_VERSION = 1
 MODEL, CONFIG, OPTIMIZER, EMA, TRAINER = "model.safetensors", "config.json", "optimizer.safetensors", "ema.safetensors", "trainer.json"
@@ -212,7 +213,7 @@ def _config(spec: Spec, labels: Sequence[str] | None, provenance: Mapping[str, A
         "architecture": spec.name,
         "num_classes": spec.num_classes,
         "spec": to_dict(spec),
-        "preprocessing": dataclasses.asdict(spec.preprocessing),
+        "preprocessing": dataclasses.asdict(spec.preprocessing) if spec.preprocessing else None,
         "labels": list(labels) if labels is not None else None,
         "provenance": {"triptych": triptych.__version__, **(provenance or {})},
         **_timm_fields(spec, labels),
@@ -224,7 +225,7 @@ def _timm_fields(spec: Spec, labels: Sequence[str] | None) -> dict[str, Any]:
 
     Without `pretrained_cfg` timm stops at the unknown architecture instead of building something else.
     """
-    if not _in_timm(spec):
+    if not isinstance(spec, ImageArchitecture) or not _in_timm(spec):
         return {}
     preprocessing = spec.preprocessing
     size = [spec.in_channels, spec.image_size, spec.image_size]
@@ -247,12 +248,12 @@ def _timm_fields(spec: Spec, labels: Sequence[str] | None) -> dict[str, Any]:
     return {"pretrained_cfg": pretrained_cfg, "model_args": {"in_chans": spec.in_channels, **size_args}}
 
 
-def _in_timm(spec: Spec) -> bool:
+def _in_timm(spec: ImageSpec) -> bool:
     """Whether timm's model of the same name computes the same: our ImageNet ResNets and ViTs, whatever their options."""
     if spec.name not in (*catalog.IMAGENET_SIZES, *catalog.VIT_SIZES):
         return False
     ours = catalog.get_spec(spec.name, num_classes=spec.num_classes, in_channels=spec.in_channels, image_size=spec.image_size)
-    return spec == dataclasses.replace(ours, preprocessing=spec.preprocessing)
+    return spec == dataclasses.replace(catalog.fed_by_images(ours), preprocessing=spec.preprocessing)
 
 
 def _crop_pct(crop: int, resized: int) -> float:

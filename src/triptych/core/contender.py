@@ -8,10 +8,13 @@ from typing import Any
 
 import numpy as np
 
+from triptych.core.batch import Inputs
 from triptych.core.contract import Execution
 from triptych.core.recipe import SGD, Recipe, Schedule
 
 MODES = ("inference", "training_step")
+WITH_DATA = "training_step_with_data"
+"""What a benchmark also times: a training step together with the making of its batch by the room's own input pipeline."""
 STOCK = "stock"
 """The lane of what a user of the framework writes without us: torchvision, keras.applications, plain Flax."""
 LANES = {
@@ -35,12 +38,12 @@ def _nothing() -> None:
 class Contender:
     """One lane, built and holding its weights.
 
-    `stage(images, labels)`, not timed, gives what `run` takes: for our lanes the numpy arrays themselves, (N, H, W, C) and (N,), which
-    `run` checks and converts; for stock ones native tensors that are ready. `run(batch)`, timed, returns the logits (N, classes) or the
+    `stage(inputs, labels)`, not timed, gives what `run` takes: for our lanes the numpy arrays themselves, a batch and (N,), which `run`
+    checks and converts; for stock ones native tensors that are ready. `run(batch)`, timed, returns the logits (N, classes) or the
     loss () as numpy when *all* that it computes is there, new weights included. `reset` goes back to the first weights and slots.
     """
 
-    stage: Callable[[np.ndarray, np.ndarray], Any]
+    stage: Callable[[Any, np.ndarray], Any]
     run: Callable[[Any], np.ndarray]
     reset: Callable[[], None] = _nothing
     compiles: bool = False
@@ -53,6 +56,6 @@ class Contender:
     """Multiply-accumulates of a forward pass of one image, where they are not the spec's."""
 
 
-def ready(images: np.ndarray, labels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+def ready(inputs: Inputs, labels: np.ndarray) -> tuple[Inputs, np.ndarray]:
     """The staging of our own lanes: none."""
-    return images, labels
+    return inputs, labels

@@ -1,7 +1,8 @@
 """What a framework package fulfils, and how it is loaded. Standard library only.
 
-The boundary is numpy and plain data: canonical weights (torchvision names, PyTorch layouts), NHWC images and frozen specs go
-in; numpy comes back. Behind it everything is native. The three packages are mirrored rooms: same files, same functions.
+The boundary is numpy and plain data: canonical weights (torchvision names, PyTorch layouts), batches (`core/batch.py`: one array, NHWC if
+of images, or a mapping of several inputs) and frozen specs go in; numpy comes back. Behind it everything is native. The three packages
+are mirrored rooms: same files, same functions.
 """
 
 from __future__ import annotations
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
 
     import numpy as np
 
+    from triptych.core.batch import Inputs
     from triptych.core.contender import Contender
     from triptych.core.preprocess import Transforms
     from triptych.core.recipe import Recipe
@@ -154,11 +156,14 @@ class Model(Protocol):
     native: Any
     """The nn.Module, the keras.Model, or (flax module, variables): the user's own to use."""
 
-    def predict(self, images: np.ndarray, batch_size: int | None = None) -> np.ndarray:
-        """(N, H, W, C) preprocessed images -> (N, classes) logits, in eval mode, `batch_size` at a time."""
+    def predict(self, inputs: Inputs, batch_size: int | None = None) -> np.ndarray:
+        """A batch, images preprocessed -> logits (N, *spec.output_shape), in eval mode, `batch_size` at a time.
+
+        UsageError for other inputs than `spec.inputs()` tells, or of another kind or shape.
+        """
         ...
 
-    def forward(self, images: np.ndarray, *, training: bool = False, layer_inputs: Mapping[str, np.ndarray] | None = None) -> Forward:
+    def forward(self, inputs: Inputs, *, training: bool = False, layer_inputs: Mapping[str, np.ndarray] | None = None) -> Forward:
         """One pass with every intermediate of `spec.intermediates()`. Dropout is off in both modes.
 
         `layer_inputs` replaces the input of the named layers (NHWC): a probe that shows one layer an input of our choice.
@@ -184,13 +189,14 @@ class Model(Protocol):
 class Trainer(Protocol):
     """One recipe executed natively on one model.
 
-    `targets` are (N,) integer classes or (N, classes) shares that add up to one (mixed images); label smoothing applies to both.
+    `targets` are (N,) integer classes or (N, classes) shares that add up to one (mixed images); label smoothing applies to both. Where
+    every position is classified, each is a sample of the loss: (N, tokens) integer classes, or (N,), which hold for all positions.
     """
 
     model: Model
     recipe: Recipe
 
-    def gradients(self, images: np.ndarray, targets: np.ndarray) -> Gradients:
+    def gradients(self, inputs: Inputs, targets: np.ndarray) -> Gradients:
         """Loss and gradients in train mode, averaged over the recipe's micro-batches by samples; nothing is updated.
 
         Before clipping, and without loss scaling; zero for frozen parameters.
@@ -204,7 +210,7 @@ class Trainer(Protocol):
         """
         ...
 
-    def step(self, images: np.ndarray, targets: np.ndarray, learning_rate: float) -> float:
+    def step(self, inputs: Inputs, targets: np.ndarray, learning_rate: float) -> float:
         """One whole training step over a global batch, micro-batch by micro-batch; returns the loss before the update.
 
         Under float16, an overflow skips optimizer and EMA and backs the loss scale off (`core.recipe.next_loss_scale`).
@@ -280,8 +286,19 @@ class Room(Protocol):
         """
         ...
 
+    def numerics(self) -> dict[str, str]:
+        """What float32 means in this process, as the framework tells it: precision of products, flags, threads."""
+        ...
+
+    def forget(self) -> None:
+        """Drop what compilers and tracers remember of models that are gone: the next is timed as if it were the first."""
+        ...
+
     def phases(self) -> contextlib.AbstractContextManager[dict[str, float]]:
-        """While open, the framework's own clock of a first call: on the way out seconds of `trace`, and of `compile` where it tells."""
+        """While open, the framework's own clock of a first call: on the way out seconds of `trace`, and of `compile` where it tells.
+
+        Where there is a cache of compiled programs that counts, its `cache_hits` and `cache_misses` meanwhile, too.
+        """
         ...
 
     def versions(self) -> dict[str, str]:

@@ -112,11 +112,16 @@ def answer_all(ask: Callable[..., dict[str, Any]]) -> None:
 
 
 def settings(threads: int, cache: Path) -> dict[str, str]:
-    """The environment of every worker: one number of threads, no TF32, and compilers that keep what they make under `cache`."""
+    """The environment of every worker: one number of threads, float32 that is float32, and compilers that keep what they make in `cache`.
+
+    `TF_XLA_FLAGS` of the caller stay; of oneDNN's environment nothing does that would have it compute in bfloat16.
+    """
+    xla = f"{os.environ.get('TF_XLA_FLAGS', '')} --tf_xla_persistent_cache_directory={cache / 'xla'}".strip()
     return {
         **dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "TF_NUM_INTRAOP_THREADS"), str(threads)),
         "TF_NUM_INTEROP_THREADS": "1",
         "NVIDIA_TF32_OVERRIDE": "0",
+        "ONEDNN_DEFAULT_FPMATH_MODE": "STRICT",
         "KERAS_BACKEND": "tensorflow",
         "TF_CPP_MIN_LOG_LEVEL": "3",
         "PYTHONUNBUFFERED": "1",
@@ -124,4 +129,5 @@ def settings(threads: int, cache: Path) -> dict[str, str]:
         "JAX_COMPILATION_CACHE_DIR": str(cache / "jax"),
         "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
         "TORCHINDUCTOR_CACHE_DIR": str(cache / "inductor"),
+        "TF_XLA_FLAGS": xla,
     }

@@ -32,10 +32,10 @@ class LayerCost:
 
 @dataclass(frozen=True, slots=True)
 class Cost:
-    """What a model costs for one image, layer by layer in execution order."""
+    """What a model costs for one image, or other sample, layer by layer in execution order. `image_size` is None without images."""
 
     model: str
-    image_size: int
+    image_size: int | None
     layers: tuple[LayerCost, ...]
 
     @property

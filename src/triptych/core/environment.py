@@ -46,7 +46,7 @@ DISTRIBUTIONS = {
 VARIABLES = (
     "OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "TF_NUM_INTRAOP_THREADS", "TF_NUM_INTEROP_THREADS",
     "TF_ENABLE_ONEDNN_OPTS", "XLA_FLAGS", "JAX_PLATFORMS", "JAX_ENABLE_X64", "KERAS_BACKEND", "CUDA_VISIBLE_DEVICES",
-    "NVIDIA_TF32_OVERRIDE", "PYTORCH_JIT",
+    "NVIDIA_TF32_OVERRIDE", "PYTORCH_JIT", "ONEDNN_DEFAULT_FPMATH_MODE", "TF_XLA_FLAGS",
 )  # fmt: skip
 
 # The instruction sets that matter to these frameworks, under the names a person searches for -> the kernel's flags.
@@ -136,6 +136,11 @@ def _cpu_model(info: str) -> str:
     if found:
         return " ".join(found.group(1).split())
     return _output(["sysctl", "-n", "machdep.cpu.brand_string"]) or platform.processor() or platform.machine()
+
+
+def usable_cores() -> int:
+    """The processor cores that this process may use."""
+    return _affinity() or os.cpu_count() or 1
 
 
 def _affinity() -> int | None:

@@ -17,7 +17,7 @@ import numpy as np
 
 from triptych.core import catalog, checkpoint
 from triptych.core.errors import InputRefused
-from triptych.core.spec import MLPSpec, Spec, ViTSpec
+from triptych.core.spec import MLPSpec, Spec, TransformerBlockSpec, ViTSpec
 from triptych.core.tensor_file import Widened
 
 # Where training scripts keep the weights, the first that holds tensors wins; EMA copies only on request or when alone.
@@ -172,8 +172,8 @@ def _stripped(key: str) -> str:
 
 
 def _head_renamed(names: dict[str, str], spec: Spec) -> dict[str, str]:
-    """The classifier under the spec's own name, unless one of that name is there already."""
-    if f"{spec.head}.weight" in names.values():
+    """The classifier under the spec's own name, unless the spec has none, or one of that name is there already."""
+    if spec.head is None or f"{spec.head}.weight" in names.values():
         return names
     head = next((head for head in _HEADS if f"{head}.weight" in names.values()), None)
     swap = {f"{head}.{part}": f"{spec.head}.{part}" for part in ("weight", "bias")}
@@ -236,6 +236,8 @@ def _shape(tensor: Tensor | None) -> tuple[int, ...]:
 
 def _inferred_options(base: Spec, found: Mapping[str, Tensor], given: Mapping[str, Any]) -> dict[str, Any]:
     """The options that the tensors decide; only shapes are read, and nonsense is left for the check that lists it."""
+    if isinstance(base, TransformerBlockSpec):
+        return _block_options(found, given)
     inferred: dict[str, Any] = {}
     head = _shape(found.get(f"{base.head}.weight"))
     if len(head) == 2 and head[0] > 0:
@@ -251,6 +253,13 @@ def _inferred_options(base: Spec, found: Mapping[str, Tensor], given: Mapping[st
         side = math.isqrt(positions[1] - 1) if len(positions) == 3 and positions[1] > 1 else 0
         if side and side**2 + 1 == positions[1]:
             inferred["image_size"] = side * base.patch_size
+    return {option: value for option, value in inferred.items() if option not in given}
+
+
+def _block_options(found: Mapping[str, Tensor], given: Mapping[str, Any]) -> dict[str, Any]:
+    """Both widths from the MLP; the number of heads leaves no trace in any shape."""
+    shape = _shape(found.get("mlp.fc1.weight"))
+    inferred = {"mlp_width": shape[0], "width": shape[1]} if len(shape) == 2 and all(shape) else {}
     return {option: value for option, value in inferred.items() if option not in given}
 
 
@@ -334,6 +343,8 @@ def _summaries(rows: list[Mapped], filled: int, inferred: Mapping[str, Any], spe
     notes += [f"{conversions.count(conversion)} tensor(s): {conversion}" for conversion in sorted(set(conversions))]
     if filled:
         notes.append(f"{filled} absent num_batches_tracked counters filled with 0")
-    if not isinstance(spec, MLPSpec) and "image_size" not in inferred:
+    if isinstance(spec, TransformerBlockSpec):
+        notes.append(f"heads={spec.heads} and tokens={spec.tokens} are not visible in the tensors")
+    elif not isinstance(spec, MLPSpec) and "image_size" not in inferred:
         notes.append(f"image_size={spec.image_size} is not visible in the tensors")
     return notes

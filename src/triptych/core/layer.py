@@ -8,7 +8,7 @@ from typing import Literal
 
 Op = Literal[
     "conv", "batch_norm", "relu", "max_pool", "pad_shortcut", "global_average_pool", "flatten", "linear", "dropout",
-    "embedding", "layer_norm", "attention", "gelu",
+    "embedding", "layer_norm", "attention", "gelu", "residual",
 ]  # fmt: skip
 Kind = Literal[
     "conv_weight", "linear_weight", "bias", "norm_weight", "norm_bias", "running_mean", "running_var", "batch_counter",

@@ -14,11 +14,14 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, Literal
 
+from triptych.core.architecture import ImageArchitecture
+from triptych.core.inputs import Input, Preprocessing
 from triptych.core.layer import EMBEDDING, Kind, Layer, TensorSpec
+from triptych.core.transformer import TransformerBlockSpec, ViTSpec
 
 __all__ = [
-    "EMBEDDING", "BatchNormSpec", "BlockSpec", "Kind", "Layer", "MLPSpec", "PoolSpec", "Preprocessing", "ResNetSpec", "Spec",
-    "StageSpec", "StemSpec", "TensorSpec", "ViTSpec", "from_dict", "to_dict",
+    "EMBEDDING", "BatchNormSpec", "BlockSpec", "ImageSpec", "Input", "Kind", "Layer", "MLPSpec", "PoolSpec", "Preprocessing", "ResNetSpec",
+    "Spec", "StageSpec", "StemSpec", "TensorSpec", "TransformerBlockSpec", "ViTSpec", "from_dict", "to_dict",
 ]  # fmt: skip
 
 
@@ -28,25 +31,6 @@ class BatchNormSpec:
 
     epsilon: float
     momentum: float
-
-
-@dataclass(frozen=True, slots=True)
-class Preprocessing:
-    """What happens to a decoded image before the model sees it, as data; executed natively in each framework.
-
-    `resize_short_side` (None: keep the size) is followed by a centred crop of `crop` pixels; then `(x / 255 - mean) / std`.
-    Resizing is float32, bilinear, antialiased, never rounded to integers (numerics 20, 21).
-    """
-
-    resize_short_side: int | None
-    crop: int
-    mean: tuple[float, ...]
-    std: tuple[float, ...]
-
-    @property
-    def channels(self) -> int:
-        """Channels of the decoded image: 3 (RGB) or 1 (grey)."""
-        return len(self.mean)
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,44 +75,8 @@ class BlockSpec:
     shortcut: Literal["identity", "projection", "pad"]
 
 
-class _Spec:
-    """What every spec derives from its layer table."""
-
-    __slots__ = ()
-    image_size: int
-    in_channels: int
-
-    @property
-    def input_shape(self) -> tuple[int, int, int]:
-        """(H, W, C) of one input image."""
-        return (self.image_size, self.image_size, self.in_channels)
-
-    def layers(self) -> tuple[Layer, ...]:
-        """The layer table, in execution order."""
-        raise NotImplementedError
-
-    def tensors(self) -> tuple[TensorSpec, ...]:
-        """The whole state (parameters, statistics, counters), in state-dict order."""
-        return tuple(tensor for layer in self.layers() for tensor in layer.tensors())
-
-    def parameters(self) -> tuple[TensorSpec, ...]:
-        """The trainable part of the state."""
-        return tuple(tensor for tensor in self.tensors() if tensor.trainable)
-
-    def intermediates(self) -> tuple[str, ...]:
-        """Names of the intermediates every implementation returns, in execution order; the last one is the logits."""
-        return tuple(layer.name for layer in self.layers() if layer.op != "dropout")
-
-    def layer(self, name: str) -> Layer:
-        """The row called `name`; KeyError when there is none."""
-        for layer in self.layers():
-            if layer.name == name:
-                return layer
-        raise KeyError(name)
-
-
 @dataclass(frozen=True, slots=True)
-class ResNetSpec(_Spec):
+class ResNetSpec(ImageArchitecture):
     """A residual network for classification: ImageNet v1.5 (He et al. 2015 with the stride on the 3x3) or CIFAR (§4.2).
 
     `shortcut` says how a block that changes shape joins: `projection` (option B: 1x1 convolution + BatchNorm) or `pad`
@@ -233,7 +181,7 @@ def _out(size: int, kernel: int, stride: int, padding: int) -> int:
 
 
 @dataclass(frozen=True, slots=True)
-class MLPSpec(_Spec):
+class MLPSpec(ImageArchitecture):
     """A multilayer perceptron over flattened images: `fc1 relu1 [dropout1] fc2 relu2 [dropout2] ... fc`.
 
     Images are flattened in PyTorch's (C, H, W) order, whatever the native layout (numerics 11).
@@ -276,81 +224,14 @@ class MLPSpec(_Spec):
         yield Layer(self.head, "linear", width, self.num_classes, 1, bias=True)
 
 
-@dataclass(frozen=True, slots=True)
-class ViTSpec(_Spec):
-    """A vision transformer (Dosovitskiy et al. 2021) as timm builds it: patches, a class token, learned positions, pre-norm blocks.
-
-    A block is x + attention(norm1(x)), then x + mlp(norm2(x)), with exact GELU (numerics 9). `layer_norm_epsilon` is that of every
-    LayerNorm (numerics 8); attention is scaled by 1/sqrt(width / heads), without a mask and with queries, keys and values from one
-    projection in this order (numerics 26). Dropout there is none.
-    """
-
-    name: str
-    patch_size: int
-    width: int
-    depth: int
-    heads: int
-    mlp_width: int
-    layer_norm_epsilon: float
-    num_classes: int
-    in_channels: int
-    image_size: int
-    preprocessing: Preprocessing
-
-    family = "vit"
-    head = "head"
-
-    @property
-    def tokens(self) -> int:
-        """Length of the sequence: the patches and the class token before them."""
-        return (self.image_size // self.patch_size) ** 2 + 1
-
-    @property
-    def proof_image_size(self) -> int:
-        """Image size of the training rungs of a proof: the only one that fits the learned positions."""
-        return self.image_size
-
-    @property
-    def branch_ends(self) -> frozenset[str]:
-        """The normalization layers that end a residual branch: there are none, they begin it."""
-        return frozenset()
-
-    def tensors(self) -> tuple[TensorSpec, ...]:
-        """The whole state, in timm's state-dict order: what belongs to the network itself comes first."""
-        return tuple(sorted(_Spec.tensors(self), key=lambda tensor: "." in tensor.name))
-
-    def layers(self) -> tuple[Layer, ...]:
-        """The layer table, in execution order."""
-        return tuple(self._layers())
-
-    def _layers(self) -> Iterator[Layer]:
-        width, tokens, patch = self.width, self.tokens, self.patch_size
-        yield Layer("patch_embed.proj", "conv", self.in_channels, width, self.image_size // patch, patch, patch, bias=True)
-        yield Layer(EMBEDDING, "embedding", width, width, 1, tokens=tokens)
-        for i in range(self.depth):
-            yield from _transformer_block_layers(f"blocks.{i}", width, self.mlp_width, tokens)
-        yield Layer("norm", "layer_norm", width, width, 1, tokens=tokens)
-        yield Layer(self.head, "linear", width, self.num_classes, 1, bias=True)
-
-
-def _transformer_block_layers(name: str, width: int, mlp_width: int, tokens: int) -> Iterator[Layer]:
-    """timm's names; `attn.sdpa` is the scaled dot-product attention between the projections, which timm leaves unnamed."""
-    yield Layer(f"{name}.norm1", "layer_norm", width, width, 1, tokens=tokens)
-    yield Layer(f"{name}.attn.qkv", "linear", width, 3 * width, 1, bias=True, tokens=tokens)
-    yield Layer(f"{name}.attn.sdpa", "attention", 3 * width, width, 1, tokens=tokens)
-    yield Layer(f"{name}.attn.proj", "linear", width, width, 1, bias=True, tokens=tokens)
-    yield Layer(f"{name}.norm2", "layer_norm", width, width, 1, tokens=tokens)
-    yield Layer(f"{name}.mlp.fc1", "linear", width, mlp_width, 1, bias=True, tokens=tokens)
-    yield Layer(f"{name}.mlp.act", "gelu", mlp_width, mlp_width, 1, tokens=tokens)
-    yield Layer(f"{name}.mlp.fc2", "linear", mlp_width, width, 1, bias=True, tokens=tokens)
-
-
-Spec = ResNetSpec | MLPSpec | ViTSpec
+ImageSpec = ResNetSpec | MLPSpec | ViTSpec
+"""The models that images alone go into: what a data set of images can train."""
+Spec = ImageSpec | TransformerBlockSpec
 
 _NESTED: dict[str, Any] = {
     "stem": StemSpec, "max_pool": PoolSpec, "batch_norm": BatchNormSpec, "preprocessing": Preprocessing, "stages": StageSpec,
 }  # fmt: skip
-_FAMILIES: dict[str, type[ResNetSpec] | type[MLPSpec] | type[ViTSpec]] = {"resnet": ResNetSpec, "mlp": MLPSpec, "vit": ViTSpec}
+_FAMILIES: dict[str, Any] = {spec.family: spec for spec in (ResNetSpec, MLPSpec, ViTSpec, TransformerBlockSpec)}
 
 
 def to_dict(spec: Spec) -> dict[str, Any]:
@@ -365,9 +246,10 @@ def from_dict(data: dict[str, Any]) -> Spec:
     if family not in _FAMILIES:
         raise ValueError(f"unknown model family {family!r}; known: {', '.join(_FAMILIES)}")
     try:
-        return _FAMILIES[family](**{name: _revive(name, value) for name, value in fields.items()})
+        spec: Spec = _FAMILIES[family](**{name: _revive(name, value) for name, value in fields.items()})
     except TypeError as error:
         raise ValueError(f"malformed {family} spec: {error}") from None
+    return spec
 
 
 def _revive(name: str, value: Any) -> Any:

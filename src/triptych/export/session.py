@@ -21,7 +21,7 @@ from triptych.core import environment, initialize, storage
 from triptych.core.conversation import Asked, Failed, Process, settings
 from triptych.core.difference import magnitude, scaled_error
 from triptych.core.errors import ExportFailed, TriptychError
-from triptych.core.spec import Spec, to_dict
+from triptych.core.spec import ImageSpec, to_dict
 from triptych.core.tolerance import EXPORTED
 from triptych.export import images, record
 from triptych.export.matrix import FORMATS, Cell
@@ -38,7 +38,7 @@ Start = Callable[[str, Path], Any]
 class Request:
     """What is exported: a model with its weights (None: parity weights of seed 0, calibrated on the images), and to where."""
 
-    spec: Spec
+    spec: ImageSpec
     weights: Mapping[str, np.ndarray] | None
     cells: tuple[Cell, ...]
     out: Path

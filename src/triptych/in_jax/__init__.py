@@ -13,6 +13,7 @@ from triptych.in_jax.export import export
 from triptych.in_jax.faults import PLANTINGS
 from triptych.in_jax.lanes import contender, phases
 from triptych.in_jax.model import Model
+from triptych.in_jax.process import forget, numerics
 from triptych.in_jax.profile import annotate, operators, profile
 from triptych.in_jax.train import Trainer, create_trainer
 
@@ -28,6 +29,6 @@ def versions() -> dict[str, str]:
 
 
 __all__ = [
-    "PLANTINGS", "Model", "Trainer", "annotate", "batches", "contender", "create_model", "create_trainer", "decode", "export", "operators",
-    "phases", "preprocess", "profile", "resize", "versions",
+    "Model", "PLANTINGS", "Trainer", "annotate", "batches", "contender", "create_model", "create_trainer", "decode", "export", "forget",
+    "numerics", "operators", "phases", "preprocess", "profile", "resize", "versions",
 ]  # fmt: skip

@@ -11,6 +11,7 @@ import jax
 import jax.export
 import jax.numpy as jnp
 
+from triptych.core.catalog import fed_by_images
 from triptych.core.errors import UsageError
 from triptych.in_jax.model import Model, numerics
 
@@ -38,7 +39,7 @@ def function(model: Model) -> Callable[[jax.Array], Any]:
 def exported(model: Model) -> jax.export.Exported:
     """One StableHLO module for every platform, with a batch of any size."""
     (batch,) = jax.export.symbolic_shape("batch")
-    images = jax.ShapeDtypeStruct((batch, *model.spec.input_shape), jnp.float32)
+    images = jax.ShapeDtypeStruct((batch, *fed_by_images(model.spec).input_shape), jnp.float32)
     return jax.export.export(jax.jit(function(model)), platforms=PLATFORMS)(images)
 
 
@@ -55,7 +56,7 @@ def call_module(model: Model, path: Path) -> None:
     call = {
         "version": made.calling_convention_version,
         "platforms": [name.upper() for name in made.platforms],
-        "input_shape": [None, *model.spec.input_shape],
+        "input_shape": [None, *fed_by_images(model.spec).input_shape],
         "output_shape": [None, model.spec.num_classes],
     }
     (path / "call.json").write_text(json.dumps(call))
@@ -66,7 +67,7 @@ def onnx(model: Model, path: Path) -> None:
     import jax2onnx  # optional (triptych[export]), and it loads half of what is written in JAX
 
     jax2onnx.to_onnx(
-        function(model), [("batch", *model.spec.input_shape)], model_name=model.spec.name, opset=OPSET, return_mode="file",
+        function(model), [("batch", *fed_by_images(model.spec).input_shape)], model_name=model.spec.name, opset=OPSET, return_mode="file",
         output_path=str(path), input_names=["images"], output_names=["logits"],
     )  # fmt: skip
 

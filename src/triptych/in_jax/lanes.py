@@ -4,21 +4,20 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterator, Mapping
-from functools import partial
-from typing import Any
 
-import flax.linen as nn
 import jax
 import numpy as np
 
+from triptych.core.batch import Inputs
 from triptych.core.contender import LANES, RATE, RECIPE, STOCK, Contender, ready
 from triptych.core.contract import Execution
 from triptych.core.errors import LaneMissing
 from triptych.core.folding import fold
 from triptych.core.spec import Spec
 from triptych.in_jax import stock
-from triptych.in_jax.model import Model, numerics
-from triptych.in_jax.train import create_trainer, executed
+from triptych.in_jax.inference import program
+from triptych.in_jax.model import Model
+from triptych.in_jax.train import create_trainer
 
 
 def contender(spec: Spec, weights: Mapping[str, np.ndarray], lane: str, mode: str) -> Contender:
@@ -38,25 +37,8 @@ def inference(model: Model, execution: Execution) -> Contender:
     """Logits, read to the host, which waits for them."""
     if not execution.tuned:
         return Contender(ready, lambda batch: model.predict(batch[0]), compiles=True)
-    module, variables = model.native
-    predict = jax.jit(partial(image_by_image, executed(module, RECIPE, execution)))
-
-    def run(batch: tuple[np.ndarray, np.ndarray]) -> np.ndarray:
-        model.check_images(batch[0])
-        with numerics(model.precision):
-            return np.asarray(predict(variables, model.put(batch[0])))
-
-    tuned = ("folded BatchNorm", "1x1 convolutions as matrix products", "image by image")
-    return Contender(ready, run, compiles=True, levers=tuned)
-
-
-def image_by_image(module: nn.Module, variables: Any, images: jax.Array) -> jax.Array:
-    """The logits of one image after the other, (N, H, W, C) -> (N, classes).
-
-    XLA:CPU writes every bias, ReLU and addition as a pass over memory of its own. One image's activations stay in the caches between
-    such passes; those of a batch do not: of the first stage of ResNet-50 a batch of 8 took 1.5 times as long an image as this.
-    """
-    return jax.lax.map(lambda image: module.apply(variables, image[None])[0], images)
+    run, pulled = program(model, execution)
+    return Contender(ready, lambda batch: run(batch[0]), compiles=True, levers=pulled)
 
 
 def training(model: Model, execution: Execution) -> Contender:
@@ -64,7 +46,7 @@ def training(model: Model, execution: Execution) -> Contender:
     trainer = create_trainer(model, RECIPE, execution)
     start = trainer.state()
 
-    def run(batch: tuple[np.ndarray, np.ndarray]) -> np.ndarray:
+    def run(batch: tuple[Inputs, np.ndarray]) -> np.ndarray:
         loss = trainer.step(*batch, RATE)
         trainer.wait()
         return np.asarray(loss)
@@ -85,17 +67,27 @@ PHASES = {
 """JAX's events by our names; lowering to StableHLO counts as tracing. A program found in the persistent cache is compiled in no time."""
 
 
+CACHE = {"/jax/compilation_cache/cache_hits": "cache_hits", "/jax/compilation_cache/cache_misses": "cache_misses"}
+"""Of the persistent cache, where there is one."""
+
+
 @contextlib.contextmanager
 def phases() -> Iterator[dict[str, float]]:
-    """While open, seconds of `trace` and `compile` as JAX's monitoring tells them."""
-    seconds = dict.fromkeys(PHASES.values(), 0.0)
+    """While open, seconds of `trace` and `compile` as JAX's monitoring tells them, and the programs found in its cache, and not."""
+    seconds = dict.fromkeys((*PHASES.values(), *CACHE.values()), 0.0)
 
     def listen(event: str, duration_secs: float, **kwargs: str | int) -> None:
         if event in PHASES:
             seconds[PHASES[event]] += duration_secs
 
+    def count(event: str, **kwargs: str | int) -> None:
+        if event in CACHE:
+            seconds[CACHE[event]] += 1
+
     jax.monitoring.register_event_duration_secs_listener(listen)
+    jax.monitoring.register_event_listener(count)
     try:
         yield seconds
     finally:
         jax.monitoring.unregister_event_duration_listener(listen)
+        jax.monitoring.unregister_event_listener(count)

@@ -159,6 +159,15 @@ class ScaledDotProductAttention(nn.Module):
         return y.reshape(batch, tokens, width // 3).astype(qkv.dtype)
 
 
+class Identity(nn.Module):
+    """Its input, under a name."""
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        """Any shape -> the same."""
+        return x
+
+
 class MaxPool(nn.Module):
     """Max pooling; the symmetric padding never wins: it is minus infinity (numerics 2, 3)."""
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,18 +13,22 @@ import jax
 import numpy as np
 from flax.traverse_util import flatten_dict
 
+from triptych.core import batch as batches
 from triptych.core import contract
+from triptych.core.batch import Inputs, Named
 from triptych.core.contract import Forward
 from triptych.core.errors import UsageError
 from triptych.core.spec import ResNetSpec, Spec
 from triptych.in_jax import weights as checkpoint
 from triptych.in_jax.mlp import MLP
 from triptych.in_jax.resnet import ResNet
-from triptych.in_jax.vit import VisionTransformer
+from triptych.in_jax.vit import BareTransformerBlock, VisionTransformer
 
 Arrays = dict[str, np.ndarray]
 
-FAMILIES: dict[str, Callable[..., nn.Module]] = {"resnet": ResNet, "mlp": MLP, "vit": VisionTransformer}
+FAMILIES: dict[str, Callable[..., nn.Module]] = {
+    "resnet": ResNet, "mlp": MLP, "vit": VisionTransformer, "transformer_block": BareTransformerBlock,
+}  # fmt: skip
 
 
 @dataclass(frozen=True, eq=False)
@@ -53,27 +57,27 @@ def build(spec: Spec, precision: str = "float32") -> nn.Module:
 def apply(
     module: nn.Module,
     variables: Any,
-    images: jax.Array,
+    inputs: Sequence[jax.Array],
     *,
     interceptions: Interceptions = (),
     layer_inputs: Mapping[str, jax.Array] | None = None,
     **options: Any,
 ) -> Any:
     """`module.apply` with the named layers intercepted and their inputs replaced (outside of the interception)."""
-    inputs = layer_inputs or {}
+    shown = layer_inputs or {}
 
     def interceptor(next_fun: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any], context: Any) -> Any:
         name = ".".join(context.module.path)
         wrappers = [item.wrapper for item in interceptions if item.layer == name]
-        if context.method_name != "__call__" or not (wrappers or name in inputs):
+        if context.method_name != "__call__" or not (wrappers or name in shown):
             return next_fun(*args, **kwargs)
         call = functools.partial(next_fun, **kwargs)
         for wrapper in wrappers:
             call = functools.partial(wrapper, context.module, call)
-        return call(_replaced(name, args[0], inputs))
+        return call(_replaced(name, args[0], shown), *args[1:])
 
     with nn.intercept_methods(interceptor):
-        return module.apply(variables, images, **options)
+        return module.apply(variables, *inputs, **options)
 
 
 def _replaced(name: str, x: jax.Array, inputs: Mapping[str, jax.Array]) -> jax.Array:
@@ -83,15 +87,16 @@ def _replaced(name: str, x: jax.Array, inputs: Mapping[str, jax.Array]) -> jax.A
     return given
 
 
-def _predict(module: nn.Module, variables: Any, images: jax.Array, *, interceptions: Interceptions) -> jax.Array:
-    return apply(module, variables, images, interceptions=interceptions)
+def _predict(module: nn.Module, variables: Any, inputs: Sequence[jax.Array], *, interceptions: Interceptions) -> jax.Array:
+    found: jax.Array = apply(module, variables, inputs, interceptions=interceptions)
+    return found
 
 
 def _forward(
     module: nn.Module,
     names: frozenset[str],
     variables: Any,
-    images: jax.Array,
+    inputs: Sequence[jax.Array],
     layer_inputs: Mapping[str, jax.Array],
     *,
     training: bool,
@@ -101,7 +106,7 @@ def _forward(
     _, updates = apply(
         module,
         variables,
-        images,
+        inputs,
         interceptions=interceptions,
         layer_inputs=layer_inputs,
         train=training,
@@ -145,35 +150,36 @@ class Model:
         module, self.variables = native
         self._use(module)
 
-    def predict(self, images: np.ndarray, batch_size: int | None = None) -> np.ndarray:
-        """(N, H, W, C) preprocessed images -> (N, classes) logits, in eval mode, `batch_size` at a time."""
-        self.check_images(images)
+    def predict(self, inputs: Inputs, batch_size: int | None = None) -> np.ndarray:
+        """A batch, images preprocessed -> logits (N, *spec.output_shape), in eval mode, `batch_size` at a time."""
+        named = self.check_inputs(inputs)
         if batch_size is not None and batch_size < 1:
             raise UsageError(f"batch_size={batch_size} must be a positive integer")
-        size = min(batch_size or len(images), len(images)) or 1
+        count = batches.samples(named)
+        size = min(batch_size or count, count) or 1
         with numerics(self.precision):
-            logits = [self._logits(images[start : start + size], size) for start in range(0, len(images), size)]
-        return np.concatenate([np.empty((0, self.spec.num_classes), self.precision), *logits])
+            logits = [self._logits(batches.part(named, slice(start, start + size)), size) for start in range(0, count, size)]
+        return np.concatenate([np.empty((0, *self.spec.output_shape), self.precision), *logits])
 
-    def _logits(self, images: np.ndarray, size: int) -> np.ndarray:
-        """Logits of at most `size` images; a smaller last batch is filled up, which is cheaper than compiling for it."""
-        filled = np.resize(images, (size, *images.shape[1:])) if len(images) < size else images
-        logits = self._predict(self.variables, self.put(filled), interceptions=self.interceptions)
-        return np.array(logits[: len(images)])
+    def _logits(self, named: Named, size: int) -> np.ndarray:
+        """Logits of at most `size` samples; a smaller last batch is filled up, which is cheaper than compiling for it."""
+        filled = {name: np.resize(array, (size, *array.shape[1:])) if len(array) < size else array for name, array in named.items()}
+        logits = self._predict(self.variables, self.native_inputs(filled), interceptions=self.interceptions)
+        return np.array(logits[: batches.samples(named)])
 
-    def forward(self, images: np.ndarray, *, training: bool = False, layer_inputs: Mapping[str, np.ndarray] | None = None) -> Forward:
+    def forward(self, inputs: Inputs, *, training: bool = False, layer_inputs: Mapping[str, np.ndarray] | None = None) -> Forward:
         """One pass with every intermediate of `spec.intermediates()` (NHWC). Dropout is off in both modes.
 
         `training=True` uses batch statistics and returns the running state it leads to; the model stays as it was.
         `layer_inputs` replaces the input of the named layers; the shapes must be those the layers would get.
         """
-        self.check_images(images)
+        named = self.check_inputs(inputs)
         for name in layer_inputs or {}:
             self.check_layer(name)
         with numerics(self.precision):
-            inputs = {name: self.put(array) for name, array in (layer_inputs or {}).items()}
+            shown = {name: self.put(array) for name, array in (layer_inputs or {}).items()}
             captured, variables = self._forward(
-                self.variables, self.put(images), inputs, training=training, interceptions=self.interceptions
+                self.variables, self.native_inputs(named), shown, training=training, interceptions=self.interceptions
             )
             state = [tensor for tensor in self.spec.tensors() if training and not tensor.trainable]
             intermediates = {name: np.array(captured[name]) for name in self.spec.intermediates()}
@@ -207,12 +213,16 @@ class Model:
         """An array on the model's device, in its precision; called inside `numerics`."""
         return jax.device_put(np.asarray(array, self.precision), self.jax_device)
 
-    def check_images(self, images: np.ndarray) -> None:
-        """UsageError unless `images` is (N, H, W, C) of the spec's H, W, C."""
-        height, width, channels = self.spec.input_shape
-        if np.ndim(images) != 4 or np.shape(images)[1:] != self.spec.input_shape:
-            takes = f"(N, H, W, C) = (N, {height}, {width}, {channels})"
-            raise UsageError(f"images have shape {np.shape(images)}; {self.spec.name} takes {takes}")
+    def check_inputs(self, inputs: Inputs) -> Named:
+        """The batch by name; UsageError unless these are inputs of the spec's kinds and shapes."""
+        return batches.checked(self.spec, inputs)
+
+    def native_inputs(self, named: Named) -> tuple[jax.Array, ...]:
+        """What the module is called with: floats in its precision, ids as int32; called inside `numerics`."""
+        return tuple(
+            jax.device_put(named[each.name].astype(np.int32), self.jax_device) if each.kind == "tokens" else self.put(named[each.name])
+            for each in self.spec.inputs()
+        )
 
     def check_layer(self, name: str) -> None:
         """UsageError unless `name` is a layer or a residual block of the spec."""

@@ -103,7 +103,7 @@ class ResNet(nn.Module):
 
     `dtype` is that of convolutions and products, by default the parameters'. With `remat` the backward pass computes each residual
     block's activations again; `tuned` convolutions, BatchNorm and max-pool train by the `fast_` functions. Neither changes a
-    name, nor a result but for rounding.
+    name, nor a result but for rounding. `parts` computes only these of `stem`, `layer1`, ..., `head`, from what the part before gave.
     """
 
     spec: ResNetSpec
@@ -111,6 +111,7 @@ class ResNet(nn.Module):
     dtype: Any = None
     remat: bool = False
     tuned: bool = False
+    parts: tuple[str, ...] | None = None
 
     @nn.compact
     def __call__(self, x: jax.Array, *, train: bool = False) -> jax.Array:
@@ -119,15 +120,22 @@ class ResNet(nn.Module):
         given = spec.batch_norm
         conv = functools.partial(Conv, **kinds, use_bias=given is None, conv_general_dilated=fast_convolution if self.tuned else None)
         norm = Folded if given is None else functools.partial(BatchNorm, given.epsilon, given.momentum, self.param_dtype, self.tuned)
-        x = conv(stem.width, (stem.kernel, stem.kernel), strides=stem.stride, padding=stem.padding, name="conv1")(x)
-        x = norm(name="bn1")(x, use_running_average=not train)
-        x = ReLU(name="relu")(x)
-        if stem.max_pool is not None:
-            x = MaxPool(stem.max_pool.kernel, stem.max_pool.stride, stem.max_pool.padding, self.tuned, name="maxpool")(x)
+        if self._has("stem"):
+            x = conv(stem.width, (stem.kernel, stem.kernel), strides=stem.stride, padding=stem.padding, name="conv1")(x)
+            x = norm(name="bn1")(x, use_running_average=not train)
+            x = ReLU(name="relu")(x)
+            if stem.max_pool is not None:
+                x = MaxPool(stem.max_pool.kernel, stem.max_pool.stride, stem.max_pool.padding, self.tuned, name="maxpool")(x)
         for name, blocks in itertools.groupby(spec.blocks(), key=_stage_name):
-            x = Stage(tuple(blocks), conv, norm, self.remat, name=name)(x, train=train)
-        x = GlobalAveragePool(name="avgpool")(x)
-        return Dense(spec.num_classes, **kinds, name=spec.head)(x)
+            if self._has(name):
+                x = Stage(tuple(blocks), conv, norm, self.remat, name=name)(x, train=train)
+        if self._has("head"):
+            x = GlobalAveragePool(name="avgpool")(x)
+            x = Dense(spec.num_classes, **kinds, name=spec.head)(x)
+        return x
+
+    def _has(self, part: str) -> bool:
+        return self.parts is None or part in self.parts
 
 
 def _stage_name(block: BlockSpec) -> str:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import functools
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import flax
@@ -19,7 +19,9 @@ import numpy as np
 import optax
 from jax import lax
 
+from triptych.core import batch as batches
 from triptych.core import recipe as formulas
+from triptych.core.batch import Inputs
 from triptych.core.contract import DEFAULT_EXECUTION, Execution, Gradients, TrainingState
 from triptych.core.errors import InputRefused, UsageError
 from triptych.core.recipe import Recipe, decays, is_frozen
@@ -66,7 +68,7 @@ def loss_and_gradients(
     recipe: Recipe,
     moves: Any,
     variables: Any,
-    images: jax.Array,
+    inputs: Sequence[jax.Array],
     targets: jax.Array,
     loss_scale: jax.Array | None = None,
     rngs: Mapping[str, jax.Array] | None = None,
@@ -79,15 +81,20 @@ def loss_and_gradients(
     """
 
     def predict(params: Any) -> tuple[jax.Array, Any]:
-        inputs = {**variables, "params": params}
-        return apply(module, inputs, images, interceptions=interceptions, train=True, mutable=["batch_stats"], rngs=rngs)
+        held = {**variables, "params": params}
+        found: tuple[jax.Array, Any] = apply(
+            module, held, inputs, interceptions=interceptions, train=True, mutable=["batch_stats"], rngs=rngs
+        )
+        return found
 
     def loss(params: Any) -> tuple[jax.Array, Any]:
         moving = jax.tree.map(lambda array, moved: array if moved else lax.stop_gradient(array), params, moves)
         # Residual blocks recompute themselves; a network without them is one block.
         whole = recipe.remat and not isinstance(module, ResNet)
         logits, statistics = (jax.checkpoint(predict) if whole else predict)(moving)
-        value = cross_entropy(logits.astype(images.dtype), targets, recipe.label_smoothing)
+        rows = logits.astype(jax.tree.leaves(params)[0].dtype).reshape(-1, logits.shape[-1])  # every position is a sample of its own
+        classes = targets if jnp.issubdtype(targets.dtype, jnp.floating) else targets.reshape(-1)
+        value = cross_entropy(rows, classes, recipe.label_smoothing)
         return value if loss_scale is None else value * loss_scale, (value, statistics)
 
     (_, (value, statistics)), gradients = jax.value_and_grad(loss, has_aux=True)(variables["params"])
@@ -207,10 +214,10 @@ class Trainer:
             self._opt_state = zeros.init(model.variables["params"])
             self._ema = {} if recipe.ema_decay is None else jax.tree.map(jnp.copy, model.variables)
 
-    def gradients(self, images: np.ndarray, targets: np.ndarray) -> Gradients:
+    def gradients(self, inputs: Inputs, targets: np.ndarray) -> Gradients:
         """Loss and gradients in train mode without dropout; nothing is updated."""
         with numerics(self.model.precision):
-            (loss, gradients), _ = self._differentiate(images, targets)
+            (loss, gradients), _ = self._differentiate(inputs, targets)
             return Gradients(float(loss), checkpoint.to_canonical(self.model.spec.parameters(), {"params": gradients}))
 
     def apply(self, gradients: Mapping[str, np.ndarray], learning_rate: float) -> None:
@@ -223,12 +230,12 @@ class Trainer:
         with numerics(self.model.precision):
             self._move(self._native(parameters, taken)["params"], _statistics(self.model.variables), learning_rate)
 
-    def step(self, images: np.ndarray, targets: np.ndarray, learning_rate: float) -> float:
+    def step(self, inputs: Inputs, targets: np.ndarray, learning_rate: float) -> float:
         """One whole training step; returns the loss before the update."""
         with numerics(self.model.precision):
             key = dropout_key(self.recipe.seed, self._step_count) if self._has_dropout else None
             scale = None if self._loss_scale is None else self.model.put(np.asarray(self._loss_scale))
-            (loss, gradients), statistics = self._differentiate(images, targets, scale, key)
+            (loss, gradients), statistics = self._differentiate(inputs, targets, scale, key)
             self._move(gradients, statistics, learning_rate, scale)
             return float(loss)
 
@@ -274,24 +281,26 @@ class Trainer:
             self._ema = {} if recipe.ema_decay is None else self._native(model.spec.tensors(), state.ema)
 
     def _differentiate(
-        self, images: np.ndarray, targets: np.ndarray, loss_scale: jax.Array | None = None, key: jax.Array | None = None
+        self, inputs: Inputs, targets: np.ndarray, loss_scale: jax.Array | None = None, key: jax.Array | None = None
     ) -> tuple[Any, Any]:
         """((loss, gradients), statistics), averaged over the micro-batches, which BatchNorm sees one after the other."""
         model = self.model
-        model.check_images(images)
-        targets = _checked(targets, len(images), model.spec)
+        named = model.check_inputs(inputs)
+        count = batches.samples(named)
+        wanted = batches.checked_targets(model.spec, targets, count)
         interceptions = (*self._frozen_norms, *model.interceptions)
         variables, total = model.variables, None
-        for i, (part, share) in enumerate(formulas.micro_batches(self.recipe, len(images))):
+        for i, (part, share) in enumerate(formulas.micro_batches(self.recipe, count)):
             rngs = None if key is None else {"dropout": jax.random.fold_in(key, i)}
-            batch = model.put(images[part]), self._put_targets(targets[part])
+            batch = model.native_inputs(batches.part(named, part)), self._put_targets(wanted[part])
             found, statistics = self._gradients(variables, *batch, loss_scale, rngs, interceptions=interceptions)
             variables = {**variables, **statistics}
             total = found if total is None and share == 1.0 else self._accumulate(total, found, model.put(np.asarray(share)))
         return total, _statistics(variables)
 
     def _put_targets(self, targets: np.ndarray) -> jax.Array:
-        return self.model.put(targets) if targets.ndim == 2 else jax.device_put(targets.astype(np.int32), self.model.jax_device)
+        shares = np.issubdtype(targets.dtype, np.floating)
+        return self.model.put(targets) if shares else jax.device_put(targets.astype(np.int32), self.model.jax_device)
 
     def _move(self, gradients: Any, statistics: Any, learning_rate: float, loss_scale: jax.Array | None = None) -> None:
         """Update, unless the gradients of a scaled loss overflowed; move the loss scale."""
@@ -311,20 +320,6 @@ class Trainer:
 
     def _native(self, tensors: tuple[TensorSpec, ...], arrays: Mapping[str, np.ndarray]) -> Any:
         return checkpoint.to_native(tensors, arrays, self.model.precision, self.model.jax_device)
-
-
-def _checked(targets: np.ndarray, samples: int, spec: Spec) -> np.ndarray:
-    """The targets; UsageError unless each image has one class in range, or shares that add up to one."""
-    targets, classes = np.asarray(targets), spec.num_classes
-    takes = f"give each image one class of 0 ... {classes - 1}, or shares of all {classes} classes that add up to one"
-    if targets.ndim == 2:
-        fits = targets.shape == (samples, classes) and bool(np.allclose(targets.sum(axis=1), 1.0, atol=1e-4))
-    else:
-        in_range = np.issubdtype(targets.dtype, np.integer) and bool(np.all((targets >= 0) & (targets < classes)))
-        fits = targets.shape == (samples,) and in_range
-    if not fits:
-        raise UsageError(f"targets of shape {targets.shape} and type {targets.dtype} for {samples} images; {takes}")
-    return targets
 
 
 def _statistics(variables: Any) -> Any:

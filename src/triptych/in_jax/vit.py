@@ -1,4 +1,4 @@
-"""Vision transformers (Dosovitskiy et al. 2021, arXiv:2010.11929) in Flax linen.
+"""Vision transformers (Dosovitskiy et al. 2021, arXiv:2010.11929), and their block by itself, in Flax linen.
 
 A module's path, joined with dots, is its canonical name, which is timm's: `("blocks", "0", "attn", "qkv")` is `blocks.0.attn.qkv`.
 """
@@ -12,8 +12,8 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from triptych.core.spec import EMBEDDING, ViTSpec
-from triptych.in_jax.layers import GELU, UNIFORM_FAN_IN, Conv, Dense, LayerNorm, ScaledDotProductAttention
+from triptych.core.spec import EMBEDDING, TransformerBlockSpec, ViTSpec
+from triptych.in_jax.layers import GELU, UNIFORM_FAN_IN, Conv, Dense, Identity, LayerNorm, ScaledDotProductAttention
 
 
 class PatchEmbedding(nn.Module):
@@ -76,7 +76,7 @@ class FeedForward(nn.Module):
 class TransformerBlock(nn.Module):
     """Attention and MLP, each behind a LayerNorm and around a shortcut (pre-norm)."""
 
-    spec: ViTSpec
+    spec: ViTSpec | TransformerBlockSpec
     kinds: dict[str, Any]
 
     @nn.compact
@@ -86,6 +86,21 @@ class TransformerBlock(nn.Module):
         norm = functools.partial(LayerNorm, spec.layer_norm_epsilon, **self.kinds)
         x = x + Attention(spec.heads, self.kinds, name="attn")(norm(name="norm1")(x))
         return x + FeedForward(spec.mlp_width, self.kinds, name="mlp")(norm(name="norm2")(x))
+
+
+class BareTransformerBlock(nn.Module):
+    """A block as a model of its own, its sum under a name; `train` changes nothing, and `dtype` is that of a `VisionTransformer`."""
+
+    spec: TransformerBlockSpec
+    param_dtype: Any = jnp.float32
+    dtype: Any = None
+
+    @nn.compact
+    def __call__(self, x: jax.Array, *, train: bool = False) -> jax.Array:
+        """Features (N, tokens, width) -> (N, tokens, width)."""
+        block = TransformerBlock(self.spec, {"dtype": self.dtype, "param_dtype": self.param_dtype})
+        nn.share_scope(self, block)  # its layers have no prefix
+        return Identity(name="output")(block(x))
 
 
 class Blocks(nn.Module):

@@ -5,7 +5,6 @@ Images are (N, C, H, W) float32 tensors in [0, 255] until they are normalized, a
 
 from __future__ import annotations
 
-import os
 import warnings
 from collections.abc import Iterable, Iterator
 from typing import cast
@@ -19,6 +18,7 @@ from torchvision.transforms.v2 import InterpolationMode
 from torchvision.transforms.v2 import functional as vision
 
 from triptych.core.contract import DEFAULT_LOADER, Loader
+from triptych.core.environment import usable_cores
 from triptych.core.errors import InputRefused, TriptychError, UsageError
 from triptych.core.preprocess import GREY, Draw, Geometry, Transforms, draw, geometry
 from triptych.core.sampling import Batch, Mix
@@ -68,7 +68,7 @@ def batches(
     """
     in_memory = isinstance(source.images, np.ndarray)
     dataset = (InMemory if in_memory else FromFiles)(source, preprocessing, transforms, loader)
-    workers = loader.workers if loader.workers is not None else 0 if in_memory else min(4, cores())
+    workers = loader.workers if loader.workers is not None else 0 if in_memory else min(4, usable_cores())
     prepared = DataLoader(
         dataset, sampler=cast("Iterable[int]", plan), batch_size=None, num_workers=workers,
         prefetch_factor=max(1, loader.prefetch) if workers else None, pin_memory=torch.cuda.is_available(),
@@ -80,11 +80,6 @@ def batches(
             raise made
         images, targets = made
         yield images.numpy(), targets.numpy()
-
-
-def cores() -> int:
-    """The processor cores that this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 class Batches(Dataset[object]):

@@ -4,17 +4,16 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterator, Mapping
-from typing import Any
 
 import numpy as np
-import torch
 
 from triptych.core.contender import LANES, RATE, RECIPE, STOCK, Contender, ready
 from triptych.core.contract import Execution
 from triptych.core.folding import fold
 from triptych.core.spec import Spec
 from triptych.in_pytorch import stock
-from triptych.in_pytorch.model import Model, create_model, full_precision
+from triptych.in_pytorch.inference import program
+from triptych.in_pytorch.model import Model, create_model
 from triptych.in_pytorch.train import create_trainer
 
 
@@ -30,24 +29,11 @@ def contender(spec: Spec, weights: Mapping[str, np.ndarray], lane: str, mode: st
 
 
 def inference(model: Model, execution: Execution) -> Contender:
-    """Logits. Tuned, of a model without BatchNorm: channels-last, and constant weights where it compiles (inductor's freezing)."""
+    """Logits."""
     if execution == Execution():
         return Contender(ready, lambda batch: model.predict(batch[0]))
-    native: Any = model.native
-    if execution.tuned:
-        native = native.to(memory_format=torch.channels_last)
-    if execution.compile:
-        native = torch.compile(native, options={"freezing": True} if execution.tuned else None)
-    layout = torch.channels_last if execution.tuned else torch.contiguous_format
-
-    def run(batch: tuple[np.ndarray, np.ndarray]) -> np.ndarray:
-        model.check_images(batch[0])
-        with full_precision(), torch.no_grad():
-            x = torch.from_numpy(batch[0]).permute(0, 3, 1, 2).contiguous(memory_format=layout)
-            return np.asarray(native(x).numpy())
-
-    more = ("folded BatchNorm",) * execution.tuned + ("freezing",) * (execution.tuned and execution.compile)
-    return Contender(ready, run, compiles=execution.compile, levers=(*levers(execution), *more))
+    run, pulled = program(model, execution)
+    return Contender(ready, lambda batch: run(batch[0]), compiles=True, levers=pulled)
 
 
 def training(model: Model, execution: Execution) -> Contender:
@@ -70,20 +56,23 @@ def levers(execution: Execution) -> tuple[str, ...]:
 
 @contextlib.contextmanager
 def phases() -> Iterator[dict[str, float]]:
-    """While open, seconds of `trace` and `compile` as dynamo's clocks tell them, on the way out: it and its backend, inductor."""
+    """While open, seconds of `trace` and `compile` as dynamo's clocks tell them, on the way out: it and its backend, inductor.
+
+    `cache_hits` and `cache_misses` are inductor's, of graphs.
+    """
     seconds: dict[str, float] = {}
-    whole, backend = _clocks()
+    start = _clocks()
     try:
         yield seconds
     finally:
-        whole, backend = (after - before for after, before in zip(_clocks(), (whole, backend), strict=True))
-        seconds |= {"trace": whole - backend, "compile": backend}
+        whole, backend, hits, misses = (after - before for after, before in zip(_clocks(), start, strict=True))
+        seconds |= {"trace": whole - backend, "compile": backend, "cache_hits": hits, "cache_misses": misses}
 
 
-def _clocks() -> tuple[float, float]:
-    """Seconds in dynamo, and those of them in its backend, since the process began."""
+def _clocks() -> tuple[float, ...]:
+    """Seconds in dynamo, and those of them in its backend; graphs found in inductor's cache, and those not; since the process began."""
     # No public name: imported here, so that a version without it costs a benchmark and not the room.
-    from torch._dynamo.utils import compilation_time_metrics
+    from torch._dynamo.utils import compilation_time_metrics, counters
 
-    whole, backend = (sum(compilation_time_metrics.get(key, ())) for key in ("_compile.compile_inner", "OutputGraph.call_user_compiler"))
-    return whole, backend
+    seconds = (sum(compilation_time_metrics.get(key, ())) for key in ("_compile.compile_inner", "OutputGraph.call_user_compiler"))
+    return *seconds, *(counters["inductor"][f"fxgraph_cache_{found}"] for found in ("hit", "miss"))

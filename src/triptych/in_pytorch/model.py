@@ -1,4 +1,4 @@
-"""A native `nn.Module` behind the numpy boundary: images (N, H, W, C) in, numpy out."""
+"""A native `nn.Module` behind the numpy boundary: batches as numpy in, numpy out."""
 
 from __future__ import annotations
 
@@ -14,16 +14,20 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
+from triptych.core import batch as batches
+from triptych.core.batch import Inputs, Named
 from triptych.core.contract import Forward, check_device, check_precision
 from triptych.core.errors import UsageError
 from triptych.core.spec import Spec
 from triptych.in_pytorch import weights as canonical
 from triptych.in_pytorch.mlp import MLP
 from triptych.in_pytorch.resnet import ResNet
-from triptych.in_pytorch.vit import VisionTransformer
+from triptych.in_pytorch.vit import BareTransformerBlock, VisionTransformer
 from triptych.in_pytorch.weights import Arrays
 
-FAMILIES: dict[str, Callable[..., nn.Module]] = {"resnet": ResNet, "mlp": MLP, "vit": VisionTransformer}
+FAMILIES: dict[str, Callable[..., nn.Module]] = {
+    "resnet": ResNet, "mlp": MLP, "vit": VisionTransformer, "transformer_block": BareTransformerBlock,
+}  # fmt: skip
 DTYPES = {"float32": torch.float32, "float64": torch.float64}
 
 
@@ -77,33 +81,34 @@ class Model:
         """Where the parameters are: `cpu`, `cuda` or `mps`."""
         return next(self.native.parameters()).device.type
 
-    def predict(self, images: np.ndarray, batch_size: int | None = None) -> np.ndarray:
-        """(N, H, W, C) preprocessed images -> (N, classes) logits in the model's precision, `batch_size` at a time.
+    def predict(self, inputs: Inputs, batch_size: int | None = None) -> np.ndarray:
+        """A batch, images preprocessed -> logits (N, *spec.output_shape) in the model's precision, `batch_size` at a time.
 
-        Raises UsageError for images of another shape, or for integers (not yet preprocessed).
+        Raises UsageError for inputs of another name, kind or shape, such as integers (images not yet preprocessed).
         """
         if batch_size is not None and batch_size < 1:
-            raise UsageError(f"batch_size={batch_size} must be a positive integer, or None for all images at once")
-        self.check_images(images)
-        size = batch_size or max(1, len(images))
+            raise UsageError(f"batch_size={batch_size} must be a positive integer, or None for all samples at once")
+        named = self.check_inputs(inputs)
+        count = max(1, batches.samples(named))
+        size = batch_size or count
         with full_precision(), mode(self.native, training=False), torch.inference_mode():
-            starts = range(0, max(1, len(images)), size)
-            return np.concatenate([canonical.to_array(self.native(self.to_native(images[i : i + size]))) for i in starts])
+            parts = (batches.part(named, slice(start, start + size)) for start in range(0, count, size))
+            return np.concatenate([canonical.to_array(self.native(*self.native_inputs(part))) for part in parts])
 
-    def predict_channels_last(self, images: np.ndarray) -> np.ndarray:
+    def predict_channels_last(self, inputs: Inputs) -> np.ndarray:
         """`predict` with NHWC kernels in place of NCHW ones: what a change of layout alone does to the last bits (numerics 34)."""
         other = copy.deepcopy(self.native).to(memory_format=torch.channels_last)
-        x = self.to_native(images).contiguous(memory_format=torch.channels_last)
+        x = self.native_inputs(self.check_inputs(inputs), torch.channels_last)
         with full_precision(), mode(other, training=False), torch.inference_mode():
-            return canonical.to_array(other(x))
+            return canonical.to_array(other(*x))
 
-    def forward(self, images: np.ndarray, *, training: bool = False, layer_inputs: Mapping[str, np.ndarray] | None = None) -> Forward:
+    def forward(self, inputs: Inputs, *, training: bool = False, layer_inputs: Mapping[str, np.ndarray] | None = None) -> Forward:
         """One pass with every intermediate, NHWC, in execution order. Dropout is off; the model stays as it was.
 
         In training mode BatchNorm normalizes with batch statistics, and `state` holds the running state after the pass.
-        `layer_inputs` shows the named layers these inputs (NHWC, or (N, C)) in place of their own.
+        `layer_inputs` shows the named layers these inputs (NHWC, (N, tokens, width) or (N, C)) in place of their own.
         """
-        self.check_images(images)
+        given = self.native_inputs(self.check_inputs(inputs))
         seen: dict[str, Tensor] = {}
         # In train mode BatchNorm overwrites its buffers in place: let it overwrite copies.
         buffers = {name: buffer.clone() for name, buffer in self.native.named_buffers()}
@@ -112,7 +117,7 @@ class Model:
                 hooks.enter_context(self._replaced_input(name, self.to_native(array)))
             for name in self.spec.intermediates():
                 hooks.enter_context(self.layer(name).register_forward_hook(partial(_record, seen, name)))
-            functional_call(self.native, buffers, (self.to_native(images),))
+            functional_call(self.native, buffers, given)
         intermediates = {name: from_native(seen[name]) for name in self.spec.intermediates()}
         return Forward(intermediates, canonical.to_arrays(buffers) if training else {})
 
@@ -151,18 +156,31 @@ class Model:
             raise UsageError(f"{self.spec.name} has no layer {name!r}{hint} `spec.layers()` lists them")
         return modules[name]
 
-    def check_images(self, images: np.ndarray) -> None:
-        """UsageError unless these are preprocessed images of the spec's shape."""
-        expected = self.spec.input_shape
-        if images.ndim != 4 or images.shape[1:] != expected:
-            raise UsageError(f"{self.spec.name} takes images (N, H, W, C) = (N, {', '.join(map(str, expected))}); given {images.shape}")
-        if not np.issubdtype(images.dtype, np.floating):
-            raise UsageError(f"{self.spec.name} takes preprocessed floating-point images; given {images.dtype}: call `preprocess` first")
+    def check_inputs(self, inputs: Inputs) -> Named:
+        """The batch by name; UsageError unless these are inputs of the spec's kinds and shapes."""
+        return batches.checked(self.spec, inputs)
+
+    def native_inputs(self, named: Named, layout: torch.memory_format = torch.contiguous_format) -> tuple[Tensor, ...]:
+        """What the module is called with: images (N, C, H, W) in this memory format and features, in its precision; ids as int64."""
+        found = []
+        for each in self.spec.inputs():
+            array = named[each.name]
+            if each.kind == "tokens":
+                found.append(torch.from_numpy(array.astype(np.int64)).to(self.device))
+            elif each.kind == "image":
+                found.append(self.to_native(array).contiguous(memory_format=layout))
+            else:
+                found.append(self.to_native(array))
+        return tuple(found)
 
     def to_native(self, array: np.ndarray) -> Tensor:
-        """(N, H, W, C) or (N, C) numpy -> (N, C, H, W) or (N, C) tensor of the model's precision, on its device."""
-        axes = (0, 3, 1, 2) if array.ndim == 4 else range(array.ndim)
-        return canonical.to_tensor(array.transpose(*axes), next(self.native.parameters()))
+        """(N, H, W, C) numpy -> (N, C, H, W) tensor of the model's precision, on its device; other shapes stay.
+
+        Images are transposed there: in channels-last memory for nothing. What needs no conversion shares the array's memory.
+        """
+        like = next(self.native.parameters())
+        tensor = torch.from_numpy(np.require(array, self.precision, ["C", "W"])).to(like.device, non_blocking=True)
+        return tensor.permute(0, 3, 1, 2) if tensor.ndim == 4 else tensor
 
     def _replaced_input(self, name: str, x: Tensor) -> contextlib.AbstractContextManager[Any]:
         return self.layer(name).register_forward_pre_hook(lambda module, inputs: (x,))

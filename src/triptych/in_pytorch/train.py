@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 
 import numpy as np
 import torch
@@ -12,15 +12,17 @@ from torch.func import functional_call
 from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
+from triptych.core import batch as batches
 from triptych.core import philox
 from triptych.core import recipe as formulas
+from triptych.core.batch import Inputs
 from triptych.core.contract import DEFAULT_EXECUTION, Execution, Gradients, TrainingState
 from triptych.core.errors import InputRefused, UsageError
 from triptych.core.recipe import LossScaling, Recipe
 from triptych.core.trace import OPTIMIZER
 from triptych.in_pytorch import optim
 from triptych.in_pytorch import weights as canonical
-from triptych.in_pytorch.model import Model, full_precision, mode
+from triptych.in_pytorch.model import DTYPES, Model, full_precision, mode
 from triptych.in_pytorch.resnet import BasicBlock, Bottleneck
 from triptych.in_pytorch.vit import TransformerBlock
 
@@ -115,11 +117,11 @@ def _rematerialized_block(block: nn.Module) -> Iterator[None]:
     def contexts() -> tuple[contextlib.AbstractContextManager[None], contextlib.AbstractContextManager[None]]:
         return contextlib.nullcontext(), statistics_stay(block)
 
-    def forward(x: Tensor) -> Tensor:
+    def forward(*inputs: Tensor) -> Tensor:
         # The compiler makes updates of statistics outputs of its graph, which it does not compute twice.
         if torch.compiler.is_compiling():
-            return checkpoint(call, x, use_reentrant=False)
-        return checkpoint(call, x, use_reentrant=False, context_fn=contexts)
+            return checkpoint(call, *inputs, use_reentrant=False)
+        return checkpoint(call, *inputs, use_reentrant=False, context_fn=contexts)
 
     attributes["forward"] = forward
     try:
@@ -159,19 +161,19 @@ class Trainer:
         self.frozen = frozenset(name for name, _ in native.named_modules() if name and formulas.is_frozen(recipe, name))
         trained = {tensor.name for tensor in formulas.trainable(recipe, model.spec)}
         self.trained = {name: parameter for name, parameter in native.named_parameters() if name in trained}
-        self._forward: Callable[[Tensor], Tensor] = torch.compile(native) if execution.compile else native
+        self._forward: Callable[..., Tensor] = torch.compile(native) if execution.compile else native
 
-    def gradients(self, images: np.ndarray, targets: np.ndarray) -> Gradients:
+    def gradients(self, inputs: Inputs, targets: np.ndarray) -> Gradients:
         """Loss and gradients in train mode, with dropout off; nothing is updated, BatchNorm statistics included."""
         native = self.model.native
-        inputs, wanted = self._batch(images, targets)
+        given, wanted = self._batch(inputs, targets)
         self.optimizer.zero_grad(set_to_none=True)
         buffers = {name: buffer.clone() for name, buffer in native.named_buffers()}
         total = {name: torch.zeros_like(parameter) for name, parameter in native.named_parameters()}
         mean = 0.0
         with self._executing(dropout=False):
-            for part, share in formulas.micro_batches(self.recipe, len(inputs)):
-                loss = self._loss(lambda x: functional_call(native, buffers, (x,)), inputs[part], wanted[part])
+            for part, share in formulas.micro_batches(self.recipe, len(wanted)):
+                loss = self._loss(lambda *x: functional_call(native, buffers, x), [x[part] for x in given], wanted[part])
                 found = torch.autograd.grad(loss, list(self.trained.values()), materialize_grads=True)
                 for name, gradient in zip(self.trained, found, strict=True):
                     total[name].add_(gradient, alpha=share)
@@ -190,18 +192,18 @@ class Trainer:
         self._advance(learning_rate)
         self.optimizer.zero_grad(set_to_none=True)
 
-    def step(self, images: np.ndarray, targets: np.ndarray, learning_rate: float) -> float:
+    def step(self, inputs: Inputs, targets: np.ndarray, learning_rate: float) -> float:
         """One whole training step; returns the loss before the update.
 
         Dropout, if the spec has any, is a pure function of the recipe's seed and the number of updates.
         """
-        inputs, wanted = self._batch(images, targets)
+        given, wanted = self._batch(inputs, targets)
         # Only now: a heap that shrinks after every step has to grow again in the next, which on a CPU takes a tenth of its time.
         self.optimizer.zero_grad(set_to_none=True)
         losses: list[Tensor] = []
         with self._executing(dropout=True), self._dropout_seed():
-            for part, share in formulas.micro_batches(self.recipe, len(inputs)):
-                loss = self._loss(self._forward, inputs[part], wanted[part]) * share
+            for part, share in formulas.micro_batches(self.recipe, len(wanted)):
+                loss = self._loss(self._forward, [x[part] for x in given], wanted[part]) * share
                 self.scaler.scale(loss).backward()
                 losses.append(loss.detach())
         self._advance(learning_rate)
@@ -238,15 +240,16 @@ class Trainer:
             scale = scaling.initial if state.loss_scale is None else state.loss_scale
             self.scaler.load_state_dict({**self.scaler.state_dict(), "scale": scale, "_growth_tracker": state.good_steps})
 
-    def _loss(self, forward: Callable[[Tensor], Tensor], inputs: Tensor, targets: Tensor) -> Tensor:
-        """The loss in the model's precision, of logits that half precision may have computed.
+    def _loss(self, forward: Callable[..., Tensor], inputs: Sequence[Tensor], targets: Tensor) -> Tensor:
+        """The loss in the model's precision, of logits that half precision may have computed. Every position is a sample of its own.
 
         Between products autocast hands half precision on: BatchNorm reads and writes it, and computes and keeps statistics in float32.
         """
         half = self.recipe.mixed_precision
-        with torch.autocast(inputs.device.type, HALF[half]) if half else contextlib.nullcontext():
-            logits = forward(inputs)
-        return cross_entropy(logits.to(inputs.dtype), targets, self.recipe.label_smoothing)
+        with torch.autocast(self.model.device, HALF[half]) if half else contextlib.nullcontext():
+            logits = forward(*inputs)
+        rows = logits.to(DTYPES[self.model.precision]).flatten(0, -2)
+        return cross_entropy(rows, targets if targets.is_floating_point() else targets.flatten(), self.recipe.label_smoothing)
 
     def _advance(self, learning_rate: float) -> None:
         """Unscale, clip and update, unless a scaled gradient overflowed."""
@@ -275,30 +278,13 @@ class Trainer:
     def _slots(self) -> dict[str, dict[str, Tensor]]:
         return optim.slots(self.optimizer, self.model.native, self.recipe.optimizer.slots)
 
-    def _batch(self, images: np.ndarray, targets: np.ndarray) -> tuple[Tensor, Tensor]:
-        """Checked native inputs. A label out of range would be an error on a CPU, a crash on a GPU and NaN elsewhere."""
-        self.model.check_images(images)
-        n, classes = len(images), self.model.spec.num_classes
-        inputs = self._inputs(images)
-        if targets.ndim == 2:
-            if targets.shape != (n, classes) or not np.allclose(targets.sum(axis=1), 1.0, atol=1e-4):
-                raise UsageError(f"targets must be ({n}, {classes}) shares that add up to one for each image; given {targets.shape}")
-            return inputs, torch.from_numpy(np.asarray(targets, np.float64)).to(inputs.device, inputs.dtype)
-        if targets.shape != (n,) or not np.issubdtype(targets.dtype, np.integer):
-            raise UsageError(
-                f"targets must be integers of shape ({n},), one an image, or shares of shape ({n}, {classes}); "
-                f"given {targets.dtype} {targets.shape}"
-            )
-        if targets.size and not 0 <= targets.min() <= targets.max() < classes:
-            raise UsageError(f"targets must be in [0, {classes}); given {targets.min()} to {targets.max()}")
-        return inputs, torch.from_numpy(targets.astype(np.int64)).to(inputs.device)
-
-    def _inputs(self, images: np.ndarray) -> Tensor:
-        """(N, H, W, C) -> (N, C, H, W) on the device, transposed there: in channels-last memory for nothing."""
-        like = next(self.model.native.parameters())
-        pixels = torch.from_numpy(np.require(images, self.model.precision, ["C", "W"])).to(like.device, non_blocking=True)
+    def _batch(self, inputs: Inputs, targets: np.ndarray) -> tuple[tuple[Tensor, ...], Tensor]:
+        """Checked native inputs and targets: int64 classes, or shares in the model's precision."""
+        named = self.model.check_inputs(inputs)
+        wanted = batches.checked_targets(self.model.spec, targets, batches.samples(named))
+        dtype = DTYPES[self.model.precision] if np.issubdtype(wanted.dtype, np.floating) else torch.int64
         layout = torch.channels_last if self.execution.tuned else torch.contiguous_format
-        return pixels.permute(0, 3, 1, 2).contiguous(memory_format=layout)
+        return self.model.native_inputs(named, layout), torch.from_numpy(wanted).to(self.model.device, dtype)
 
     @contextlib.contextmanager
     def _executing(self, *, dropout: bool) -> Iterator[None]:

@@ -1,4 +1,4 @@
-"""Vision transformers (Dosovitskiy et al. 2021, arXiv:2010.11929).
+"""Vision transformers (Dosovitskiy et al. 2021, arXiv:2010.11929), and their block by itself.
 
 Module and parameter names are timm's, so a `state_dict()` of `VisionTransformer` loads strictly into `timm.create_model` and back.
 """
@@ -8,7 +8,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from triptych.core.spec import ViTSpec
+from triptych.core.spec import TransformerBlockSpec, ViTSpec
 from triptych.in_pytorch.layers import ScaledDotProductAttention
 
 
@@ -62,6 +62,17 @@ class TransformerBlock(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         x = x + self.attn(self.norm1(x))
         return x + self.mlp(self.norm2(x))
+
+
+class BareTransformerBlock(TransformerBlock):
+    """A block as a model of its own, its sum under a name: features (N, tokens, width) -> (N, tokens, width)."""
+
+    def __init__(self, spec: TransformerBlockSpec) -> None:
+        super().__init__(spec.width, spec.heads, spec.mlp_width, spec.layer_norm_epsilon)
+        self.output = nn.Identity()
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.output(super().forward(x))
 
 
 class VisionTransformer(nn.Module):

@@ -10,6 +10,7 @@ from triptych.in_tensorflow.export import export, saved_model_of_module
 from triptych.in_tensorflow.faults import PLANTINGS
 from triptych.in_tensorflow.lanes import contender, phases
 from triptych.in_tensorflow.model import create_model
+from triptych.in_tensorflow.process import forget, numerics
 from triptych.in_tensorflow.profile import annotate, operators, profile
 from triptych.in_tensorflow.train import create_trainer
 
@@ -20,6 +21,6 @@ def versions() -> dict[str, str]:
 
 
 __all__ = [
-    "PLANTINGS", "annotate", "batches", "contender", "create_model", "create_trainer", "decode", "export", "operators", "phases",
-    "preprocess", "profile", "resize", "saved_model_of_module", "versions",
+    "PLANTINGS", "annotate", "batches", "contender", "create_model", "create_trainer", "decode", "export", "forget", "numerics",
+    "operators", "phases", "preprocess", "profile", "resize", "saved_model_of_module", "versions",
 ]  # fmt: skip

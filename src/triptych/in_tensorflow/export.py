@@ -12,6 +12,7 @@ from typing import Any
 
 import tensorflow as tf
 
+from triptych.core.catalog import fed_by_images
 from triptych.core.errors import UsageError
 from triptych.core.spec import Preprocessing
 from triptych.in_tensorflow.data import decode_image, normalize, resize_bilinear
@@ -43,7 +44,7 @@ class Served(tf.Module):
         super().__init__()
         # Keras's variables wrap those that a SavedModel stores.
         self.kept = [variable.value for variable in model.native.variables]
-        self.logits, self.spec = functools.partial(model.native, training=False), model.spec
+        self.logits, self.spec = functools.partial(model.native, training=False), fed_by_images(model.spec)
 
     def signatures(self) -> dict[str, Any]:
         """`serving_default` on preprocessed floats; `serve_images` on the bytes of JPEG and PNG files."""
@@ -149,7 +150,7 @@ def onnx(model: Model, path: Path, opset: int = OPSET) -> None:
     """ONNX of opset 18, by tf2onnx."""
     import tf2onnx  # optional: triptych[export]
 
-    signature = [tf.TensorSpec((None, *model.spec.input_shape), tf.float32, name="images")]
+    signature = [tf.TensorSpec((None, *fed_by_images(model.spec).input_shape), tf.float32, name="images")]
     function = tf.function(Served(model).serving_default, input_signature=signature, autograph=False)
     tf2onnx.convert.from_function(function, input_signature=signature, opset=opset, output_path=str(path))
 

@@ -3,17 +3,16 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 
 import numpy as np
-import tensorflow as tf
-from tensorflow.python.framework.convert_to_constants import convert_variables_to_constants_v2
 
 from triptych.core.contender import LANES, RATE, RECIPE, STOCK, Contender, ready
 from triptych.core.contract import Execution
 from triptych.core.folding import fold
 from triptych.core.spec import Spec
 from triptych.in_tensorflow import stock
+from triptych.in_tensorflow.inference import program
 from triptych.in_tensorflow.model import Model, create_model
 from triptych.in_tensorflow.train import create_trainer
 
@@ -30,35 +29,11 @@ def contender(spec: Spec, weights: Mapping[str, np.ndarray], lane: str, mode: st
 
 
 def inference(model: Model, execution: Execution) -> Contender:
-    """Logits, by one `tf.function`. Tuned, of a model without BatchNorm: constant weights, unless XLA compiles it."""
+    """Logits, by one `tf.function`."""
     if execution == Execution():
         return Contender(ready, lambda batch: model.predict(batch[0]), compiles=True)
-    function = compiled(model) if execution.compile else frozen(model)
-
-    def run(batch: tuple[np.ndarray, np.ndarray]) -> np.ndarray:
-        model.check_images(batch[0])
-        with model.running():
-            return np.asarray(function(model.tensor(batch[0])).numpy())
-
-    freezing = ("constant weights",) * (not execution.compile)
-    return Contender(ready, run, compiles=True, levers=(*("folded BatchNorm",) * execution.tuned, *freezing, *xla(execution)))
-
-
-def compiled(model: Model) -> Callable[[tf.Tensor], tf.Tensor]:
-    """The eval pass, compiled by XLA."""
-    return tf.function(lambda images: model.native(images, training=False), autograph=False, jit_compile=True)
-
-
-def frozen(model: Model) -> Callable[[tf.Tensor], tf.Tensor]:
-    """The eval pass with its weights as constants of the graph, as TensorFlow freezes it for inference.
-
-    Grappler then fuses every convolution with its bias, the shortcut's addition and ReLU, and oneDNN lays out the weights once.
-    """
-    function = tf.function(lambda images: model.native(images, training=False), autograph=False)
-    signature = tf.TensorSpec((None, *model.spec.input_shape), model.precision)
-    with model.running():
-        constant = convert_variables_to_constants_v2(function.get_concrete_function(signature))
-    return lambda images: constant(images)[0]
+    run, pulled = program(model, execution)
+    return Contender(ready, lambda batch: run(batch[0]), compiles=True, levers=pulled)
 
 
 def training(model: Model, execution: Execution) -> Contender:
@@ -76,12 +51,7 @@ def training(model: Model, execution: Execution) -> Contender:
 
 def levers(execution: Execution) -> tuple[str, ...]:
     """What an execution switches on."""
-    return ("fused BatchNorm",) * execution.tuned + xla(execution)
-
-
-def xla(execution: Execution) -> tuple[str, ...]:
-    """The lever of compiling."""
-    return ("XLA (jit_compile)",) * execution.compile
+    return ("fused BatchNorm",) * execution.tuned + ("XLA (jit_compile)",) * execution.compile
 
 
 @contextlib.contextmanager

@@ -11,16 +11,18 @@ import keras
 import numpy as np
 import tensorflow as tf
 
+from triptych.core import batch as batches
+from triptych.core.batch import Inputs, Named
 from triptych.core.contract import Forward, check_device, check_precision
 from triptych.core.errors import TriptychError, UsageError
 from triptych.core.spec import EMBEDDING, ResNetSpec, Spec, ViTSpec
 from triptych.in_tensorflow import weights as canonical
 from triptych.in_tensorflow.mlp import mlp
 from triptych.in_tensorflow.resnet import last_layer, resnet
+from triptych.in_tensorflow.vit import bare_block, vit
 from triptych.in_tensorflow.vit import last_layer as last_of_block
-from triptych.in_tensorflow.vit import vit
 
-BUILDERS: dict[str, Callable[..., keras.Model]] = {"resnet": resnet, "mlp": mlp, "vit": vit}
+BUILDERS: dict[str, Callable[..., keras.Model]] = {"resnet": resnet, "mlp": mlp, "vit": vit, "transformer_block": bare_block}
 # Our device names and TensorFlow's device types.
 DEVICE_TYPES = {"cpu": "CPU", "cuda": "GPU", "tpu": "TPU"}
 
@@ -43,6 +45,17 @@ def create_model(spec: Spec, weights: Mapping[str, np.ndarray], *, precision: st
     model = Model(spec, native, precision, device)
     model.load_weights(weights)
     return model
+
+
+@contextlib.contextmanager
+def full_precision() -> Iterator[None]:
+    """float32 means float32 for a while: TensorFlow's default is TF32 where the GPU has it (numerics 28)."""
+    tf32 = tf.config.experimental.tensor_float_32_execution_enabled()
+    tf.config.experimental.enable_tensor_float_32_execution(False)
+    try:
+        yield
+    finally:
+        tf.config.experimental.enable_tensor_float_32_execution(tf32)
 
 
 def resolve_device(device: str) -> str:
@@ -78,30 +91,31 @@ class Model:
         self.bindings = canonical.bind(native, spec)
         self.generation = 0
         outputs = {name: native.get_layer(name).output for name in spec.intermediates()}
-        self._with_intermediates = keras.Model(native.inputs, outputs, name=f"{spec.name}.intermediates")
+        self._with_intermediates = keras.Model(native.input, outputs, name=f"{spec.name}.intermediates")
         self._traces = Traces(self, reduce_retracing=True)
 
-    def predict(self, images: np.ndarray, batch_size: int | None = None) -> np.ndarray:
-        """(N, H, W, C) preprocessed images -> (N, classes) logits in eval mode, `batch_size` (None: all) at a time."""
-        self.check_images(images)
+    def predict(self, inputs: Inputs, batch_size: int | None = None) -> np.ndarray:
+        """A batch, images preprocessed -> logits (N, *spec.output_shape) in eval mode, `batch_size` (None: all) at a time."""
+        named = self.check_inputs(inputs)
         if batch_size is not None and batch_size < 1:
-            raise UsageError(f"batch_size={batch_size!r} must be a positive integer, or None for all images at once")
-        size = batch_size or max(1, len(images))
-        starts = range(0, max(1, len(images)), size)
+            raise UsageError(f"batch_size={batch_size!r} must be a positive integer, or None for all samples at once")
+        count = max(1, batches.samples(named))
+        size = batch_size or count
         with self.running():
-            logits = [self._traces(self._predict)(self.tensor(images[start : start + size])).numpy() for start in starts]
+            parts = (batches.part(named, slice(start, start + size)) for start in range(0, count, size))
+            logits = [self._traces(self._predict)(self.native_inputs(part)).numpy() for part in parts]
         return np.concatenate(logits)
 
-    def forward(self, images: np.ndarray, *, training: bool = False, layer_inputs: Mapping[str, np.ndarray] | None = None) -> Forward:
+    def forward(self, inputs: Inputs, *, training: bool = False, layer_inputs: Mapping[str, np.ndarray] | None = None) -> Forward:
         """One pass with every intermediate of `spec.intermediates()`; dropout is off in both modes.
 
         With `training`, BatchNorm uses the batch and `state` holds the running state it would have left; the model keeps its own.
         `layer_inputs` replaces the input of the named layers.
         """
-        self.check_images(images)
-        inputs = {self._layer(name).name: self.tensor(x) for name, x in (layer_inputs or {}).items()}
+        named = self.check_inputs(inputs)
+        shown = {self._layer(name).name: self.tensor(x) for name, x in (layer_inputs or {}).items()}
         with self.running():
-            outputs, state = self._traces(self._forward)(self.tensor(images), inputs, training)
+            outputs, state = self._traces(self._forward)(self.native_inputs(named), shown, training)
         intermediates = {name: outputs[name].numpy() for name in self.spec.intermediates()}
         return Forward(intermediates, canonical.read(self._statistics(training), state))
 
@@ -124,28 +138,25 @@ class Model:
 
     @contextlib.contextmanager
     def running(self) -> Iterator[None]:
-        """On the model's device and in full float32: TensorFlow's default is TF32 where the GPU has it (numerics 28)."""
-        tf32 = tf.config.experimental.tensor_float_32_execution_enabled()
-        tf.config.experimental.enable_tensor_float_32_execution(False)
-        try:
-            with tf.device(DEVICE_TYPES[self.device]):
-                yield
-        finally:
-            tf.config.experimental.enable_tensor_float_32_execution(tf32)
+        """On the model's device and in full float32."""
+        with full_precision(), tf.device(DEVICE_TYPES[self.device]):
+            yield
 
     def tensor(self, array: np.ndarray) -> tf.Tensor:
         """A numpy array as a tensor in the model's precision."""
         return tf.constant(np.asarray(array), dtype=self.precision)
 
-    def check_images(self, images: np.ndarray) -> None:
-        """UsageError unless `images` is (N, H, W, C) as the spec says."""
-        shape = np.shape(images)
-        if len(shape) != 4 or shape[1:] != self.spec.input_shape:
-            height, width, channels = self.spec.input_shape
-            raise UsageError(
-                f"{self.spec.name}: images of shape {shape} given, (N, {height}, {width}, {channels}) expected; "
-                "`preprocess` makes them so, and `image_size` and `in_channels` change what the model takes"
-            )
+    def check_inputs(self, inputs: Inputs) -> Named:
+        """The batch by name; UsageError unless these are inputs of the spec's kinds and shapes."""
+        return batches.checked(self.spec, inputs)
+
+    def native_inputs(self, named: Named) -> Any:
+        """What the Keras model is called with: floats in its precision, ids as int32; a tensor, or tensors by name of several inputs."""
+        found = {
+            each.name: tf.constant(named[each.name], tf.int32) if each.kind == "tokens" else self.tensor(named[each.name])
+            for each in self.spec.inputs()
+        }
+        return found if len(found) > 1 else found[self.spec.inputs()[0].name]
 
     def _layer(self, name: str) -> keras.layers.Layer:
         names = [layer.name for layer in self.spec.layers()]
@@ -156,17 +167,17 @@ class Model:
     def _statistics(self, training: bool) -> canonical.Bindings:
         return tuple(b for b in self.bindings if training and not b.tensor.trainable)
 
-    def _predict(self, images: tf.Tensor) -> tf.Tensor:
-        return self.native(images, training=False)
+    def _predict(self, inputs: Any) -> tf.Tensor:
+        return self.native(inputs, training=False)
 
-    def _forward(self, images: tf.Tensor, layer_inputs: Tensors, training: bool) -> tuple[Tensors, list[tf.Tensor]]:
+    def _forward(self, inputs: Any, layer_inputs: Tensors, training: bool) -> tuple[Tensors, list[tf.Tensor]]:
         with contextlib.ExitStack() as stack:
             for name, x in layer_inputs.items():
                 stack.enter_context(_replaced_call(self._layer(name), _given(x)))
             stack.enter_context(dropout_off(self.native))
             # Inside this scope Keras collects the assignments of the BatchNorms instead of making them.
             stack.enter_context(keras.StatelessScope())
-            outputs = self._with_intermediates(images, training=training)
+            outputs = self._with_intermediates(inputs, training=training)
             state = [tf.convert_to_tensor(b.variable.value) for b in self._statistics(training)]
         return outputs, state
 
@@ -234,7 +245,7 @@ def segments(model: keras.Model, spec: Spec) -> list[keras.Model]:
     if isinstance(spec, ResNetSpec):
         names = ["maxpool" if spec.stem.max_pool else "relu", *(last_layer(block) for block in spec.blocks())]
     elif isinstance(spec, ViTSpec):
-        names = [EMBEDDING, *(last_of_block(f"blocks.{i}") for i in range(spec.depth))]
+        names = [EMBEDDING, *(last_of_block(f"blocks.{i}.") for i in range(spec.depth))]
     else:
         return [model]
     cuts = [model.input, *(model.get_layer(name).output for name in names), model.output]

@@ -10,7 +10,7 @@ import tensorflow as tf
 
 from triptych.core.contender import RATE, Contender
 from triptych.core.errors import LaneMissing
-from triptych.core.spec import Spec
+from triptych.core.spec import ResNetSpec, Spec
 
 UNEQUAL = "keras.applications has ResNet v1: strides on the 1x1 convolutions, convolutions with biases, epsilon 1.001e-5 (numerics 10)"
 
@@ -32,7 +32,7 @@ def contender(spec: Spec, weights: Mapping[str, np.ndarray], mode: str) -> Conte
 def build(spec: Spec) -> keras.Model:
     """The Keras model, in its initial state."""
     kinds = {"resnet50": keras.applications.ResNet50, "resnet101": keras.applications.ResNet101, "resnet152": keras.applications.ResNet152}
-    if spec.name not in kinds:
+    if spec.name not in kinds or not isinstance(spec, ResNetSpec):
         raise LaneMissing(f"keras.applications has no {spec.name}")
     return kinds[spec.name](weights=None, input_shape=spec.input_shape, classes=spec.num_classes, classifier_activation=None)
 

@@ -12,7 +12,9 @@ import keras
 import numpy as np
 import tensorflow as tf
 
+from triptych.core import batch as batches
 from triptych.core import recipe as formulas
+from triptych.core.batch import Inputs
 from triptych.core.contract import DEFAULT_EXECUTION, Execution, Gradients, TrainingState
 from triptych.core.errors import InputRefused, UsageError
 from triptych.core.recipe import LossScaling, Recipe
@@ -120,9 +122,9 @@ class Trainer:
         # Micro-batches are cut while tracing, so a trace is for one size of batch.
         self._traces = Traces(model, Trainer, jit_compile=True if execution.compile else None)
 
-    def gradients(self, images: np.ndarray, targets: np.ndarray) -> Gradients:
+    def gradients(self, inputs: Inputs, targets: np.ndarray) -> Gradients:
         """Loss and gradients in train mode, dropout off; nothing is updated. Zero for frozen parameters."""
-        batch = self._batch(images, targets)
+        batch = self._batch(inputs, targets)
         with self.model.running():
             loss, tensors = self._traces(self._gradients)(*batch)
         moved = {id(variable): tensor for variable, tensor in zip(self.optimizer.variables, tensors, strict=True)}
@@ -139,9 +141,9 @@ class Trainer:
         with self.model.running():
             self._traces(self._advance)(tensors, self._rate(learning_rate))
 
-    def step(self, images: np.ndarray, targets: np.ndarray, learning_rate: float) -> float:
+    def step(self, inputs: Inputs, targets: np.ndarray, learning_rate: float) -> float:
         """One whole training step; returns the loss before the update."""
-        batch, rate = self._batch(images, targets), self._rate(learning_rate)
+        batch, rate = self._batch(inputs, targets), self._rate(learning_rate)
         with self.model.running():
             return float(self._traces(self.training_step)(*batch, rate))
 
@@ -184,46 +186,47 @@ class Trainer:
                 value = tf.convert_to_tensor(binding.variable.value)
                 moved = [average.assign(formulas.ema(average, value, decay) if value.dtype.is_floating else value)]
 
-    def training_step(self, images: tf.Tensor, targets: tf.Tensor, learning_rate: tf.Tensor) -> tf.Tensor:
+    def training_step(self, inputs: Any, targets: tf.Tensor, learning_rate: tf.Tensor) -> tf.Tensor:
         """One whole training step inside a graph, on tensors in the model's precision; returns the loss before the update."""
         self._seed_dropout()
         if self.recipe.loss_scaling is None:
-            loss, gradients = self._accumulate(images, targets, lambda loss: loss)
+            loss, gradients = self._accumulate(inputs, targets, lambda loss: loss)
         else:
             scale = tf.cast(self.loss_scale, self.model.precision)
-            loss, gradients = self._accumulate(images, targets, lambda loss: loss * scale)
+            loss, gradients = self._accumulate(inputs, targets, lambda loss: loss * scale)
             gradients = unscale(self, gradients)
         self._advance(gradients, learning_rate)
         return loss
 
-    def _gradients(self, images: tf.Tensor, targets: tf.Tensor) -> LossAndGradients:
+    def _gradients(self, inputs: Any, targets: tf.Tensor) -> LossAndGradients:
         with dropout_off(self.model.native):
-            return self._accumulate(images, targets, lambda loss: loss, track=False)
+            return self._accumulate(inputs, targets, lambda loss: loss, track=False)
 
     def _accumulate(
-        self, images: tf.Tensor, targets: tf.Tensor, objective: Callable[[tf.Tensor], tf.Tensor], *, track: bool = True
+        self, inputs: Any, targets: tf.Tensor, objective: Callable[[tf.Tensor], tf.Tensor], *, track: bool = True
     ) -> LossAndGradients:
         """The loss and the gradients of its `objective`, averaged over the micro-batches by their shares of the samples."""
-        parts = self._parts(images.shape[0])
+        parts = self._parts(tf.nest.flatten(inputs)[0].shape[0])
         if len(parts) == 1:
-            return self._differentiate(images, targets, objective, track)
+            return self._differentiate(inputs, targets, objective, track)
         size = parts[0][0].stop - parts[0][0].start
         even = sum(part.stop - part.start == size for part, _ in parts)
         shares = tf.constant([share for _, share in parts], self.model.precision)
-        stacked = [tf.reshape(x[: even * size], (even, size, *x.shape[1:])) for x in (images, targets)]
+        whole = (inputs, targets)
+        stacked = tf.nest.map_structure(lambda x: tf.reshape(x[: even * size], (even, size, *x.shape[1:])), whole)
 
-        def add(total: LossAndGradients, share: tf.Tensor, part: Sequence[tf.Tensor]) -> LossAndGradients:
+        def add(total: LossAndGradients, share: tf.Tensor, part: tuple[Any, tf.Tensor]) -> LossAndGradients:
             found = self._differentiate(part[0], part[1], objective, track)
             return tf.nest.map_structure(lambda old, new: old + share * new, total, found)
 
         def add_even(i: tf.Tensor, *total: Any) -> tuple[Any, ...]:
-            return (i + 1, *add((total[0], total[1]), shares[i], [x[i] for x in stacked]))
+            return (i + 1, *add((total[0], total[1]), shares[i], tf.nest.map_structure(lambda x: x[i], stacked)))
 
         nothing = (tf.zeros((), self.model.precision), [tf.zeros_like(variable) for variable in self.optimizer.variables])
         # One part after the other, traced once: BatchNorm sees them in order, and no two hold their activations at the same time.
         _, *summed = tf.while_loop(lambda i, *_: i < even, add_even, (0, *nothing), parallel_iterations=1)
         total = (summed[0], summed[1])
-        return total if even == len(parts) else add(total, shares[-1], [images[even * size :], targets[even * size :]])
+        return total if even == len(parts) else add(total, shares[-1], tf.nest.map_structure(lambda x: x[even * size :], whole))
 
     def _parts(self, samples: int | None) -> list[tuple[slice, float]]:
         if samples is not None:
@@ -232,22 +235,25 @@ class Trainer:
             return [(slice(None), 1.0)]
         raise UsageError("gradients are accumulated over batches of a known size: dataset.batch(..., drop_remainder=True)")
 
-    def _differentiate(
-        self, images: tf.Tensor, targets: tf.Tensor, objective: Callable[[tf.Tensor], tf.Tensor], track: bool
-    ) -> LossAndGradients:
+    def _differentiate(self, inputs: Any, targets: tf.Tensor, objective: Callable[[tf.Tensor], tf.Tensor], track: bool) -> LossAndGradients:
         # Inside a StatelessScope Keras drops the assignments of the BatchNorms.
         with self._executing(), contextlib.nullcontext() if track else keras.StatelessScope():
             with tf.GradientTape(watch_accessed_variables=False) as tape:
                 tape.watch(self.optimizer.variables)
-                logits = tf.cast(self._forward(images), self.model.precision)
-                loss = cross_entropy(logits, targets, self.recipe.label_smoothing)
+                loss = self._loss(tf.cast(self._forward(inputs), self.model.precision), targets)
                 minimized = objective(loss)
             return loss, tape.gradient(minimized, self.optimizer.variables)
 
-    def _forward(self, images: tf.Tensor) -> tf.Tensor:
+    def _loss(self, logits: tf.Tensor, targets: tf.Tensor) -> tf.Tensor:
+        """Every position is a sample of its own."""
+        rows = tf.reshape(logits, (-1, logits.shape[-1])) if logits.shape.rank > 2 else logits
+        classes = targets if targets.dtype.is_floating else tf.reshape(targets, (-1,))
+        return cross_entropy(rows, classes, self.recipe.label_smoothing)
+
+    def _forward(self, inputs: Any) -> tf.Tensor:
         if not self.recipe.remat:
-            return self.model.native(images, training=True)
-        x = images
+            return self.model.native(inputs, training=True)
+        x = inputs
         for segment in self._segments:
             x = rematerialized(segment)(x)
         return x
@@ -284,21 +290,12 @@ class Trainer:
             update(self, optim.clip(gradients, self.recipe.clip), learning_rate, self.steps + 1)
         self.steps.assign_add(1)
 
-    def _batch(self, images: np.ndarray, targets: np.ndarray) -> tuple[tf.Tensor, tf.Tensor]:
-        self.model.check_images(images)
-        targets, classes = np.asarray(targets), self.model.spec.num_classes
-        if targets.ndim == 2:
-            if targets.shape != (len(images), classes) or not np.allclose(targets.sum(axis=1), 1.0, atol=1e-4):
-                raise UsageError(f"targets of shape {targets.shape} given, ({len(images)}, {classes}) shares that add up to one expected")
-            return self.model.tensor(images), self.model.tensor(targets)
-        if targets.shape != (len(images),) or not np.issubdtype(targets.dtype, np.integer):
-            raise UsageError(
-                f"targets of shape {targets.shape} and type {targets.dtype} given, ({len(images)},) integers or "
-                f"({len(images)}, {classes}) shares expected"
-            )
-        if targets.size and not 0 <= targets.min() <= targets.max() < classes:
-            raise UsageError(f"targets from {targets.min()} to {targets.max()} given, 0 to {classes - 1} expected")
-        return self.model.tensor(images), tf.constant(targets, dtype=tf.int64)
+    def _batch(self, inputs: Inputs, targets: np.ndarray) -> tuple[Any, tf.Tensor]:
+        """Checked native inputs and targets: int64 classes, or shares in the model's precision."""
+        named = self.model.check_inputs(inputs)
+        wanted = batches.checked_targets(self.model.spec, targets, batches.samples(named))
+        shares = np.issubdtype(wanted.dtype, np.floating)
+        return self.model.native_inputs(named), self.model.tensor(wanted) if shares else tf.constant(wanted)
 
     def _rate(self, learning_rate: float) -> tf.Tensor:
         if not math.isfinite(learning_rate):
@@ -314,8 +311,8 @@ class Trainer:
 class TrainingModel(keras.Model):
     """The trainer's model as a `keras.Model` whose `fit(dataset)` takes the very steps of `Trainer.step`.
 
-    The dataset gives images in the model's precision and targets as the trainer takes them; the learning rate is that of the recipe's
-    schedule at the number of the batch. Raises UsageError for the plateau schedule, which waits for evaluations.
+    The dataset gives native inputs, floats in the model's precision, and targets, one a row of logits; the learning rate is that of the
+    recipe's schedule at the number of the batch. Raises UsageError for the plateau schedule, which waits for evaluations.
     """
 
     def __init__(self, trainer: Trainer) -> None:
@@ -337,10 +334,10 @@ class TrainingModel(keras.Model):
             return super().fit(*args, **{"shuffle": False, **kwargs})
 
     def train_step(self, data: Any) -> dict[str, Any]:
-        """One batch: (images, targets)."""
-        images, targets = data
+        """One batch: (inputs, targets)."""
+        inputs, targets = data
         rate = self._rates[tf.minimum(self._batches, len(self._rates) - 1)]
-        loss = self.recipe_trainer.training_step(images, targets, rate)
+        loss = self.recipe_trainer.training_step(inputs, targets, rate)
         self._batches.assign_add(1)
         self._mean_loss.update_state(loss)
         return {"loss": self._mean_loss.result()}

@@ -27,7 +27,7 @@ FRAMEWORK = "pytorch"
 def measure_noise(spec: Spec, device: str, run: Path, progress: Callable[[str], None]) -> Iterator[dict[str, Any]]:
     """One row for `spec` and one for its tiny twin: the largest error by `rung/group` over `SEEDS` input seeds."""
     tiny = catalog.tiny(spec)
-    for each in (spec, catalog.with_options(tiny, image_size=tiny.proof_image_size)):
+    for each in (spec, catalog.at_proof_size(tiny)):
         noise: dict[str, float] = {}
         for seed in range(SEEDS):
             progress(f"{each.name}: seed {seed + 1} of {SEEDS}")
@@ -46,7 +46,7 @@ def _one_seed(spec: Spec, device: str, seed: int) -> Iterator[tuple[str, float]]
     """Errors of a float32 climb against a float64 climb from the same float32 weights; rung 7 replays the float64 run."""
     wide = Plan(spec, ("float64", "float32"), "float64", device=device, seed=seed)
     weights = initialize.parity_weights(spec, seed, "float32")
-    weights = calibrate(Subject(FRAMEWORK, wide, weights), plans.forward_images(wide))
+    weights = calibrate(Subject(FRAMEWORK, wide, weights), plans.forward_inputs(wide))
     weights = {name: value if value.dtype == "int64" else value.astype("float32") for name, value in weights.items()}
     narrow = dataclasses.replace(wide, precision="float32")
     recorded = MemoryTrajectory()

@@ -172,6 +172,7 @@ def _channels_reversed(subject: Subject, layer: str) -> None:
 
 def _normalize_without_mean(subject: Subject, layer: str) -> None:
     recipe = subject.preprocessing
+    assert recipe is not None, "`places.images` finds no place without it"
     subject.preprocessing = dataclasses.replace(recipe, mean=(0.0,) * recipe.channels)
 
 
@@ -247,14 +248,14 @@ FAULTS: tuple[Fault, ...] = (
     Fault("resize_no_antialias", 20, "resize without antialiasing", 2, places.image_files, "image files"),
     Fault("resize_uint8", 21, "resize rounds to integers", 2, places.image_files, "image files"),
     Fault("crop_off_by_one", 22, "the crop's corner rounded the other way", 2, places.image_files, "image files", _crop_off_by_one),
-    Fault("normalize_without_mean", 22, "scaled but not centred", 2, places.anywhere, "images", _normalize_without_mean),
-    Fault("normalize_by_reciprocal", 36, "divisions replaced by multiplication with the rounded reciprocal", 2, places.anywhere, "images",
+    Fault("normalize_without_mean", 22, "scaled but not centred", 2, places.images, "images", _normalize_without_mean),
+    Fault("normalize_by_reciprocal", 36, "divisions replaced by multiplication with the rounded reciprocal", 2, places.images, "images",
           _normalize_by_reciprocal),
-    Fault("augmentation_per_worker", 23, "augmentation drawn from a stream of each worker's own", 2, places.anywhere, "images",
+    Fault("augmentation_per_worker", 23, "augmentation drawn from a stream of each worker's own", 2, places.images, "images",
           _batches_of(_words_of_a_worker)),
     Fault("jitter_brightness_adds", 32, "brightness added in place of multiplied", 2, places.image_files, "image files"),
     Fault("jitter_native_contrast", 32, "contrast about each channel's own mean", 2, places.colour, "colour images"),
-    Fault("mix_share_swapped", 37, "labels mixed by the partner's share", 2, places.anywhere, "images",
+    Fault("mix_share_swapped", 37, "labels mixed by the partner's share", 2, places.images, "images",
           _batches_of(_labels_by_the_other_share)),
     Fault("conv_same_padding", 1, "SAME padding at stride 2: the odd pixel goes behind", 3, _STRIDED, "a 3x3 convolution with stride 2"),
     Fault("max_pool_same_padding", 3, "SAME in the stem's max-pool: same shape, other windows", 3, _MAX_POOL, "a max-pool"),

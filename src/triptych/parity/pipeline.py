@@ -15,7 +15,7 @@ import numpy as np
 from triptych.core.contract import Loader
 from triptych.core.preprocess import Transforms
 from triptych.core.sampling import SamplingPlan
-from triptych.core.spec import Preprocessing
+from triptych.core.spec import Preprocessing, Spec
 from triptych.data import Source, open_source
 from triptych.parity import plan as plans
 from triptych.parity.observation import Observation, StoredTensors, write_tensors
@@ -84,7 +84,7 @@ def _source(plan: Plan) -> Source:
     """The training images of the plan's data; without any, a few pictures."""
     if plan.data:
         return open_source(plan.data, "train")
-    channels, classes = plan.spec.in_channels, plan.spec.num_classes
+    channels, classes = _of_images(plan.spec).channels, plan.spec.num_classes
     names = [f"picture {number}" for number in range(PICTURES)]
     images = np.stack([plans.picture(name, HEIGHT, WIDTH, channels) for name in names])
     return Source("pictures", "train", tuple(map(str, range(classes))), np.arange(PICTURES) % classes, images, names)
@@ -92,9 +92,15 @@ def _source(plan: Plan) -> Source:
 
 def _preprocessing(subject: Subject) -> Preprocessing:
     """The subject's normalization, at the size of the training rungs; of pictures, at theirs."""
-    fitted = subject.plan.training_spec.preprocessing
+    fitted, own = _of_images(subject.plan.training_spec), subject.preprocessing
+    assert own is not None, "a fault may change it, not take it away"
     short_side, crop = (fitted.resize_short_side, fitted.crop) if subject.plan.data else (None, min(fitted.crop, CROP))
-    return dataclasses.replace(subject.preprocessing, resize_short_side=short_side, crop=crop)
+    return dataclasses.replace(own, resize_short_side=short_side, crop=crop)
+
+
+def _of_images(spec: Spec) -> Preprocessing:
+    assert spec.preprocessing is not None, "`Plan.not_applicable` leaves the rung out"
+    return spec.preprocessing
 
 
 def _levels(preprocessing: Preprocessing) -> Preprocessing:
@@ -105,4 +111,4 @@ def _levels(preprocessing: Preprocessing) -> Preprocessing:
 
 def _fitting(plan: Plan) -> Transforms:
     """The plan's transforms; colour jitter is told for grey and colour images only."""
-    return plan.transforms if plan.spec.in_channels in (1, 3) else dataclasses.replace(plan.transforms, jitter=None)
+    return plan.transforms if _of_images(plan.spec).channels in (1, 3) else dataclasses.replace(plan.transforms, jitter=None)

@@ -40,7 +40,7 @@ def block(match: Callable[[BlockSpec], bool]) -> Select:
 
 def flattened_channels(spec: Spec) -> str | None:
     """A flatten of several channels, whose order matters."""
-    return next((layer.name for layer in spec.layers() if layer.op == "flatten" and spec.in_channels > 1), None)
+    return next((layer.name for layer in spec.layers() if layer.op == "flatten" and (spec.in_channels or 0) > 1), None)
 
 
 def shortcut(spec: Spec) -> str | None:
@@ -55,6 +55,11 @@ def before_shortcut(spec: Spec) -> str | None:
     block = (shortcut(spec) or "").partition(".downsample")[0]
     start = next((i for i, name in enumerate(names) if name.startswith(f"{block}.")), 0)
     return names[start - 1] if block and start else None
+
+
+def images(spec: Spec) -> str | None:
+    """No layer in particular, of a model that images go into."""
+    return None if spec.preprocessing is None else ""
 
 
 def image_files(spec: Spec) -> str | None:

@@ -14,6 +14,7 @@ from typing import Any, Literal
 import numpy as np
 
 from triptych.core import catalog, philox, recipe
+from triptych.core.batch import Inputs, drawn
 from triptych.core.contract import DEFAULT_EXECUTION, Execution
 from triptych.core.difference import SKETCH
 from triptych.core.preprocess import ColorJitter, RandomErasing, RandomResizedCrop, Transforms
@@ -67,7 +68,18 @@ class Plan:
     @property
     def training_spec(self) -> Spec:
         """The spec at the image size of rungs 4 to 8."""
-        return catalog.with_options(self.spec, image_size=self.spec.proof_image_size)
+        return catalog.at_proof_size(self.spec)
+
+    @property
+    def not_applicable(self) -> dict[int, str]:
+        """The rungs of the plan at which this model has nothing to show, by number, and why."""
+        reason = f"{self.spec.name} takes {'; '.join(map(str, self.spec.inputs()))}: there are no images to decode, resize or normalize"
+        return {2: reason} if 2 in self.rungs and self.spec.preprocessing is None else {}
+
+    @property
+    def calibrates(self) -> bool:
+        """Whether the given weights first get running statistics, for which a model must have some."""
+        return self.calibrate and any(tensor.kind == "running_mean" for tensor in self.spec.tensors())
 
     @property
     def recipes(self) -> dict[str, Recipe]:
@@ -102,17 +114,24 @@ def _transforms(data: Mapping[str, Any]) -> Transforms:
     return Transforms(**{**data, **parts})
 
 
-def forward_images(plan: Plan) -> np.ndarray:
-    """(N, H, W, C) images of rung 3, standard normal, float64; subjects round them to their precision."""
-    return philox.normal(f"plan/{plan.seed}/forward", (plan.forward_batch, *plan.spec.input_shape))
+def forward_inputs(plan: Plan) -> Inputs:
+    """The batch of rung 3: images and features standard normal, float64, which subjects round to their precision; ids at random."""
+    return _drawn(plan.spec, f"plan/{plan.seed}/forward", plan.forward_batch)
 
 
-def training_batch(plan: Plan, step: int) -> tuple[np.ndarray, np.ndarray]:
-    """Images (N, H, W, C), float64, and int labels (N,) of one training step."""
+def training_batch(plan: Plan, step: int) -> tuple[Inputs, np.ndarray]:
+    """Inputs, floats in float64, and int labels (N,) of one training step."""
     spec, n = plan.training_spec, plan.training_batch
-    images = philox.normal(f"plan/{plan.seed}/train/{step}", (n, *spec.input_shape))
+    inputs = _drawn(spec, f"plan/{plan.seed}/train/{step}", n)
     labels = philox.bits(f"plan/{plan.seed}/labels/{step}", n) % np.uint64(spec.num_classes)
-    return images, labels.astype(np.int64)
+    return inputs, labels.astype(np.int64)
+
+
+def _drawn(spec: Spec, stream: str, count: int) -> Inputs:
+    def of(name: str) -> str:
+        return f"{stream}/{name}" if name else stream
+
+    return drawn(spec, count, lambda name, shape: philox.normal(of(name), shape), lambda name, shape: philox.uniform(of(name), shape))
 
 
 def encoded_images(preprocessing: Preprocessing) -> dict[str, bytes]:

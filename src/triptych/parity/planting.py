@@ -33,7 +33,7 @@ def plant_all(spec: Spec, names: tuple[str, ...], frameworks: tuple[str, ...], r
     Returns {"clean": "pass" | "fail", "faults": [row, ...], "not_expressible": {...}}; a fault that no framework can express is a
     UsageError when it was asked for by name.
     """
-    spec = catalog.with_options(spec, image_size=spec.proof_image_size)
+    spec = catalog.at_proof_size(spec)
     plan = Plan(
         spec, frameworks, "float64", rungs=(1, 2, 3, 4, 5, 6, 7), steps=3, adamw_steps=2, keep_trajectory=True, float32_logits=True,
         training_batch=BATCH, sgd=everything_on(SGD_RECIPE), adamw=everything_on(ADAMW_RECIPE),

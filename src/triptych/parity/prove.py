@@ -19,6 +19,7 @@ from triptych.parity import plan as plans
 from triptych.parity.compare import Comparer, Comparison, divergence, free_run_row, rung_rows
 from triptych.parity.observation import ShardReader, bytes_in, write_json, write_tensors
 from triptych.parity.plan import Plan
+from triptych.parity.rungs import RUNGS
 
 Progress = Callable[[str], None]
 PUBLISHED_ALGOPERF_DIFFERENCE = 2.68e-7
@@ -50,7 +51,8 @@ class Proof:
     def passed(self) -> bool:
         """Whether every rung asked for was climbed and passed."""
         rows = self.rows
-        return {row["number"] for row in rows} == set(self.plan.rungs) and all(row["passed"] for row in rows)
+        climbed = set(self.plan.rungs) - set(self.plan.not_applicable)
+        return bool(climbed) and {row["number"] for row in rows} == climbed and all(row["passed"] for row in rows)
 
 
 def prove(plan: Plan, weights: Weights | None, run: Path, progress: Progress = lambda text: None, *, keep: bool = False) -> Proof:
@@ -69,7 +71,7 @@ def prove(plan: Plan, weights: Weights | None, run: Path, progress: Progress = l
     with worker_processes(plan, run) as processes:
         readers = {name: ShardReader(run / name, alive(process)) for name, process in processes.items()}
         peak = _watch(comparer.consume(readers), plan, run, progress)
-    used = plans.load(run)[1] if not plan.calibrate else _load(run / "weights.safetensors")
+    used = plans.load(run)[1] if not plan.calibrates else _load(run / "weights.safetensors")
     summaries = {name: reader.summary for name, reader in readers.items()}
     proof = Proof(plan, comparer, summaries, used, peak, time.perf_counter() - started)
     write_json(run / "comparison.json", {"schema": 1, "tensors": [asdict(c) for c in comparer.comparisons]})
@@ -157,12 +159,19 @@ def certificate(model: str, proofs: list[Proof]) -> dict[str, Any]:
         "weights_sha256": plans.weights_sha256(ordered),
         "code_sha256": environment.code_hash(),
         "rungs": [row for proof in proofs for row in proof.rows],
+        "not_applicable": _not_applicable(proofs),
         "first_divergence": divergence(first.plan, first.comparer.first) if first else None,
         "context": next((c for c in map(_context, proofs) if c), None),
         "resources": {proof.plan.precision: _resources(proof) for proof in proofs},
         "versions": {name: summary.get("versions", {}) for name, summary in proofs[0].summaries.items()},
         "environment": environment.environment(),
     }
+
+
+def _not_applicable(proofs: list[Proof]) -> list[dict[str, Any]]:
+    """The rungs that were asked for and say nothing about this model, in whatever precision, with the reason."""
+    reasons = {number: reason for proof in proofs for number, reason in proof.plan.not_applicable.items()}
+    return [{"number": rung.number, "name": rung.name, "reason": reasons[rung.number]} for rung in RUNGS if rung.number in reasons]
 
 
 def _resources(proof: Proof) -> dict[str, Any]:
@@ -195,6 +204,7 @@ def table(certificate_: Mapping[str, Any]) -> str:
         mark = "" if row["passed"] else "  <-- FAILED"
         name = f"{row['number']} {row['name']}"
         lines.append(f"{name:<28}{row['precision']:<10}{row['worst_error']:>12.2e}{row['tolerance']:>12.2e}  {row['tensor']}{mark}")
+    lines += [f"{row['number']} {row['name']:<26}n/a: {row['reason']}" for row in certificate_.get("not_applicable", [])]
     first = certificate_["first_divergence"]
     if first:
         where = f"rung {first['rung']}, step {first['step']}, {first['tensor']} ({' against '.join(first['pair'])})"

@@ -6,13 +6,15 @@ Rung code knows no architecture: it asks the spec for names and the subject for 
 from __future__ import annotations
 
 import dataclasses
+import functools
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 
 import numpy as np
 
 from triptych.core import initialize, philox
+from triptych.core.batch import Inputs
 from triptych.core.contract import Converted, TrainingState
 from triptych.core.difference import scaled_error, sketch
 from triptych.core.initialize import Weights
@@ -78,6 +80,8 @@ def names_and_weights(subject: Subject) -> Iterator[Observation]:
 def preprocessing(subject: Subject) -> Iterator[Observation]:
     """Rung 2: files decoded, resized and normalized natively, stage by stage; then training batches, transform by transform."""
     recipe = subject.preprocessing
+    if recipe is None:
+        return  # `Plan.not_applicable` says why, and so does the certificate
     if recipe.channels not in (1, 3):
         images = plans.pictures(recipe)
     else:
@@ -97,19 +101,19 @@ def preprocessing(subject: Subject) -> Iterator[Observation]:
 
 def forward_eval(subject: Subject) -> Iterator[Observation]:
     """Rung 3: every intermediate in eval mode; the last is the logits."""
-    images = subject.as_input(plans.forward_images(subject.plan))
-    yield from _intermediates(3, subject.plan.spec, subject.model.forward(images).intermediates)
+    inputs = subject.as_inputs(plans.forward_inputs(subject.plan))
+    yield from _intermediates(3, subject.plan.spec, subject.model.forward(inputs).intermediates)
 
 
 def forward_train(subject: Subject) -> Iterator[Observation]:
     """Rung 4: every intermediate in train mode, the probes of the normalization layers, and the state after the pass."""
     spec = subject.plan.training_spec
-    images = _training_images(subject, 0)[0]
-    passed = subject.training_model.forward(images, training=True)
+    inputs = _training_batch(subject, 0)[0]
+    passed = subject.training_model.forward(inputs, training=True)
     yield from _intermediates(4, spec, passed.intermediates)
     probes = _probes(subject)
     if probes:
-        seen = subject.training_model.forward(images, training=True, layer_inputs=probes).intermediates
+        seen = subject.training_model.forward(inputs, training=True, layer_inputs=probes).intermediates
         for name in probes:
             yield Observation(4, "probe", f"{name} (probe)", _get(seen, name))
     for tensor in spec.tensors():
@@ -120,7 +124,7 @@ def forward_train(subject: Subject) -> Iterator[Observation]:
 
 def loss_and_gradients(subject: Subject) -> Iterator[Observation]:
     """Rung 5: the loss, and every parameter's gradient in the order of the backward pass, last layer first."""
-    out = subject.trainer_from("sgd").gradients(*_training_images(subject, 0))
+    out = subject.trainer_from("sgd").gradients(*_training_batch(subject, 0))
     yield Observation(5, "loss", "loss", np.asarray(out.loss, np.float64))
     for tensor in reversed(subject.plan.training_spec.parameters()):
         yield Observation(5, "gradient", tensor.name, _get(out.gradients, tensor.name))
@@ -130,10 +134,7 @@ def optimizer_alone(subject: Subject) -> Iterator[Observation]:
     """Rung 6: given identical gradients and state in the middle of a run, the state after one update; for each recipe."""
     for kind in ("sgd", "adamw"):
         trainer = subject.trainer_from(kind, _arbitrary_state(subject, kind, MIDDLE))
-        gradients = Converted(
-            {name: (name, like) for name, like in _parameters(subject).items()},
-            lambda held: _noise(subject, f"gradient/{held[0]}", held[1], 1e-2),
-        )
+        gradients = _computed(_parameters(subject), lambda name, like: _noise(subject, f"gradient/{name}", like, 1e-2))
         trainer.apply(gradients, subject.learning_rate(subject.plan.recipes[kind].schedule, MIDDLE))
         yield from _state(6, subject, kind, trainer.view(), MIDDLE)
         del trainer  # so that the next one finds its memory free
@@ -151,7 +152,7 @@ def synchronised_steps(subject: Subject, trajectory: Trajectory) -> Iterator[Obs
             if step > 0 and trajectory.replays:
                 trainer.load_state(_cast(trajectory.read(kind, step - 1), subject))
             rate = subject.learning_rate(subject.recipes[kind].schedule, step)
-            loss = trainer.step(*_training_images(subject, step), rate)
+            loss = trainer.step(*_training_batch(subject, step), rate)
             state = trainer.view()
             if not trajectory.replays:
                 trajectory.write(kind, step, state)
@@ -169,7 +170,7 @@ def free_run(subject: Subject, kind: str, weights: Weights) -> Iterator[list[np.
     trainer = subject.trainer_from(kind, initial_state(recipe, weights, spec))
     for step in range(plan.free_steps):
         rate = FREE_RATE[subject.precision] * subject.learning_rate(recipe.schedule, step)
-        trainer.step(*_training_images(subject, step), rate)
+        trainer.step(*_training_batch(subject, step), rate)
         held = trainer.view().weights
         yield [sketch(held[tensor.name], plan.sketch) for tensor in spec.tensors() if tensor.kind != "batch_counter"]
 
@@ -232,11 +233,17 @@ def _arbitrary_state(subject: Subject, kind: str, step: int) -> TrainingState:
     def average(name: str, value: np.ndarray) -> np.ndarray:
         return value if value.dtype == np.int64 else value + _noise(subject, f"ema/{name}", value, 1e-2)
 
-    recipe, weights = subject.recipes[kind], subject.weights
-    slots = {slot: {name: moment(slot, name, like) for name, like in _parameters(subject).items()} for slot in recipe.optimizer.slots}
-    ema = {} if recipe.ema_decay is None else {name: average(name, value) for name, value in weights.items()}
+    recipe, weights, parameters = subject.recipes[kind], subject.weights, _parameters(subject)
+    # Each tensor is made when it is read: all of them would double the memory of a large model's state.
+    slots = {slot: _computed(parameters, functools.partial(moment, slot)) for slot in recipe.optimizer.slots}
+    ema = {} if recipe.ema_decay is None else _computed(weights, average)
     start = initial_state(recipe, weights, subject.training_spec)
     return dataclasses.replace(start, slots=slots, ema=ema, step=step)
+
+
+def _computed(tensors: Weights, compute: Callable[[str, np.ndarray], np.ndarray]) -> Converted:
+    """`compute(name, tensor)` of each, when it is read."""
+    return Converted({name: (name, tensor) for name, tensor in tensors.items()}, lambda held: compute(*held))
 
 
 def _noise(subject: Subject, stream: str, like: np.ndarray, scale: float) -> np.ndarray:
@@ -249,9 +256,9 @@ def _parameters(subject: Subject) -> Weights:
     return {tensor.name: subject.weights[tensor.name] for tensor in subject.training_spec.parameters()}
 
 
-def _training_images(subject: Subject, step: int) -> tuple[np.ndarray, np.ndarray]:
-    images, targets = subject.training_batch(step)
-    return subject.as_input(images), targets
+def _training_batch(subject: Subject, step: int) -> tuple[Inputs, np.ndarray]:
+    inputs, targets = subject.training_batch(step)
+    return subject.as_inputs(inputs), targets
 
 
 def _cast(state: TrainingState, subject: Subject) -> TrainingState:

@@ -11,7 +11,8 @@ from typing import Any
 
 import numpy as np
 
-from triptych.core import contract, initialize, preprocess, recipe
+from triptych.core import batch, contract, initialize, preprocess, recipe
+from triptych.core.batch import Inputs
 from triptych.core.contract import Model, Trainer, TrainingState
 from triptych.core.initialize import Weights
 from triptych.core.preprocess import Geometry
@@ -40,14 +41,14 @@ class Subject:
         self.input_precision = inputs or self.precision
         self.spec: Spec = plan.spec
         self.training_spec: Spec = plan.training_spec
-        self.preprocessing: Preprocessing = plan.spec.preprocessing
+        self.preprocessing: Preprocessing | None = plan.spec.preprocessing
         self.recipes: dict[str, Recipe] = plan.recipes
         self.weights: Weights = as_precision(weights, self.precision)
         self.decode: Callable[[bytes, int], np.ndarray] = self.room.decode
         self.resize: Callable[[np.ndarray, Geometry], np.ndarray] = self.room.resize
         self.preprocess: Callable[[np.ndarray, Preprocessing], np.ndarray] = self.room.preprocess
         self.batches: Callable[..., Iterator[tuple[np.ndarray, np.ndarray]]] = self.room.batches
-        self.training_batch: Callable[[int], tuple[np.ndarray, np.ndarray]] = functools.partial(plans.training_batch, plan)
+        self.training_batch: Callable[[int], tuple[Inputs, np.ndarray]] = functools.partial(plans.training_batch, plan)
         self.geometry: Callable[[Preprocessing, int, int], Geometry] = preprocess.geometry
         self.learning_rate: Callable[[Schedule, int], float] = recipe.learning_rate
         self._models: dict[Spec, Model] = {} if model is None else {self.spec: model}
@@ -97,8 +98,12 @@ class Subject:
         return trainer
 
     def as_input(self, values: np.ndarray) -> np.ndarray:
-        """Float64 inputs as this subject computes with them."""
+        """A float64 array as this subject computes with it."""
         return values.astype(self.input_precision, copy=False).astype(self.precision, copy=False)
+
+    def as_inputs(self, inputs: Inputs) -> Inputs:
+        """A float64 batch as this subject computes with it; ids stay."""
+        return batch.cast(inputs, self.input_precision, self.precision)
 
     @contextlib.contextmanager
     def intercept(self, layer: str, wrapper: Callable[..., Any]) -> Iterator[None]:
@@ -129,8 +134,8 @@ def initial_state(recipe_: Recipe, weights: Weights, spec: Spec) -> TrainingStat
     return TrainingState(dict(weights), slots, ema, 0, recipe_.loss_scaling.initial if recipe_.loss_scaling else None)
 
 
-def calibrate(subject: Subject, images: np.ndarray) -> Weights:
-    """The subject's weights with running statistics from one train-mode pass over `images`."""
-    after = subject.model.forward(images, training=True).state
+def calibrate(subject: Subject, inputs: Inputs) -> Weights:
+    """The subject's weights with running statistics from one train-mode pass over `inputs`."""
+    after = subject.model.forward(inputs, training=True).state
     momentum = getattr(subject.spec, "batch_norm", None)
     return initialize.calibrated(subject.spec, subject.weights, after, momentum.momentum) if momentum else dict(subject.weights)

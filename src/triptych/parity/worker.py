@@ -17,7 +17,7 @@ from pathlib import Path
 import numpy as np
 from safetensors.numpy import load_file
 
-from triptych.core import contract, initialize
+from triptych.core import batch, contract, initialize
 from triptych.core.contract import Model
 from triptych.core.initialize import Weights
 from triptych.parity import faults, pipeline, rungs
@@ -46,12 +46,12 @@ def run(run_directory: Path, framework: str) -> None:
 
 def _weights(run_directory: Path, plan: Plan, framework: str, weights: Weights) -> Weights:
     """The plan's weights; parity weights first get running statistics from one float64 train-mode pass of the reference."""
-    if not plan.calibrate:
+    if not plan.calibrates:
         return weights
     path = run_directory / "weights.safetensors"
     if framework == plan.frameworks[0] and not path.exists():
         subject = Subject(framework, plan, weights, precision="float64")
-        write_tensors(path, calibrate(subject, plans.forward_images(plan)))
+        write_tensors(path, calibrate(subject, plans.forward_inputs(plan)))
     wait_until(path.exists)
     return load_file(path)
 
@@ -99,21 +99,22 @@ def _context(subject: Subject, plan: Plan) -> Iterator[Observation]:
     if plan.float32_logits:
         yield float32_logits(Subject(subject.framework, plan, subject.weights, precision="float32"))
     if plan.precision == "float32":
-        images = plans.forward_images(plan).astype("float32")
+        inputs = batch.cast(plans.forward_inputs(plan), "float32")
         model = subject.room.create_model(
             plan.spec, initialize.initial_weights(plan.spec, plan.seed), precision="float32", device=plan.device
         )
-        logits = model.predict(images)
+        logits = model.predict(inputs)
         yield Observation(3, "context", "random initialization", logits)
-        # PyTorch runs the same kernels' two layouts on a CPU; where a framework has one layout only, its noise is not measured.
-        other = getattr(model, "predict_channels_last", None)
-        yield Observation(3, "context", "layout noise", np.asarray(np.abs(other(images) - logits).max() if other else -1.0))
+        # PyTorch runs the same kernels' two layouts on a CPU; where a framework, or an input, has one only, its noise is not measured.
+        images = any(each.kind == "image" for each in plan.spec.inputs())
+        other = getattr(model, "predict_channels_last", None) if images else None
+        yield Observation(3, "context", "layout noise", np.asarray(np.abs(other(inputs) - logits).max() if other else -1.0))
 
 
 def float32_logits(subject: Subject) -> Observation:
     """The field's customary check, for the fault table: eval-mode logits in float32."""
-    images = plans.forward_images(subject.plan).astype("float32")
-    return Observation(3, "context", "float32 logits", subject.model.predict(images))
+    inputs = batch.cast(plans.forward_inputs(subject.plan), "float32")
+    return Observation(3, "context", "float32 logits", subject.model.predict(inputs))
 
 
 def _faulty(plan: Plan, framework: str, weights: Weights, trajectory: FileTrajectory) -> Iterator[Observation]:

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from collections.abc import Set as AbstractSet
 
 from triptych.core.contract import FRAMEWORKS
 from triptych.core.tolerance import FREE_RUN_RATIO, STEP
 from triptych.report.evidence import Evidence, RecordedRun, Speed
 from triptych.report.verdict import Claim
-from triptych.report.wording import framework_title, listing, number, points, short, times
+from triptych.report.wording import bounds, framework_title, listing, number, points, short, times
 
 # On CIFAR-10: who must be trained in what, what each run must exceed, and how near the frameworks must be to each other.
 TRAINED = {"resnet20": tuple(FRAMEWORKS), "resnet18_cifar": ("pytorch",)}
@@ -32,7 +33,7 @@ def asked(evidence: Evidence) -> Iterator[Claim]:
     yield _resumed(evidence)
     yield _kills(evidence)
     yield _overhead(evidence)
-    yield from _steps(evidence)
+    yield from steps(evidence)
     yield _outside(evidence)
     yield _pipelines(evidence)
 
@@ -111,8 +112,10 @@ def _overhead(evidence: Evidence) -> Claim:
     return Claim(text, times(max(ratios), 3), bound, max(ratios) <= OVERHEAD, evidence.commands.get("overhead"))
 
 
-def _steps(evidence: Evidence) -> Iterator[Claim]:
-    rows, command = [row for row in evidence.records.steps if row.ratio is not None], evidence.commands.get("steps")
+def steps(evidence: Evidence, models: AbstractSet[str] | None = None) -> Iterator[Claim]:
+    """The speed of a training step over the stock one, of these models or of all that are recorded."""
+    command, rows = evidence.commands.get("steps"), [row for row in evidence.records.steps if row.ratio is not None]
+    rows = [row for row in rows if models is None or row.model in models]
     if not rows:
         yield _unshown(evidence, "steps", "A training step over the stock one", f"lower end ≥ {STEP_LOWER_END}")
     for framework, model in dict.fromkeys((row.framework, row.model) for row in rows):
@@ -122,12 +125,13 @@ def _steps(evidence: Evidence) -> Iterator[Claim]:
         best = max((row for row in mine if row.lane != "default"), key=lambda row: row.ratio or 0.0, default=None)
         if best is not None and best.ratio is not None:
             bound = TUNED.get(framework, 1.0)
-            yield Claim(f"{name}, {best.lane}", times(best.ratio), f"≥ {bound}×", best.ratio >= bound, command)
+            measured = f"{times(best.ratio)} ({bounds(best.interval)})"
+            yield Claim(f"{name}, {best.lane.replace('_', ' and ')}", measured, f"≥ {bound}×", best.ratio >= bound, command)
 
 
 def _default_lane(name: str, row: Speed, command: str | None) -> Claim:
-    low, high = row.interval or (0.0, 0.0)
-    measured = f"{times(row.ratio)} ({low:.2f} to {high:.2f})"
+    low = row.interval[0] if row.interval else 0.0
+    measured = f"{times(row.ratio)} ({bounds(row.interval)})"
     return Claim(name, measured, f"lower end ≥ {STEP_LOWER_END}", low >= STEP_LOWER_END, command)
 
 

@@ -41,13 +41,14 @@ class Note:
 
 @dataclass(frozen=True, slots=True)
 class Table:
-    """A table; `folded` ones are closed at first in HTML."""
+    """A table; `folded` ones are closed at first in HTML. `cards`: on a phone each of its rows, of five cells, is a small card."""
 
     caption: str
     columns: tuple[Column, ...]
     rows: tuple[tuple[Cell, ...], ...]
     command: str | None = None
     folded: bool = False
+    cards: bool = False
 
 
 @dataclass(frozen=True, slots=True)

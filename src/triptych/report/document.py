@@ -12,8 +12,12 @@ from functools import partial
 from triptych.core.tolerance import CUSTOMARY_FORWARD_CHECK
 from triptych.report import figures
 from triptych.report.blocks import Block, Cell, Note, Picture, Section, Table, Text
+from triptych.report.debugging import debugging
 from triptych.report.evidence import Certificate, Context, Curves, Evidence, Fault, FaultTable, Training
+from triptych.report.expected import expected
+from triptych.report.lines import MODEL_FILES
 from triptych.report.on_record import on_record
+from triptych.report.performance import performance
 from triptych.report.tables import claim_table, code_cell, columns
 from triptych.report.verdict import Verdict, missed_by_usual_check
 from triptych.report.wording import duration, framework_title, listing, number, pair_title, short, size
@@ -29,6 +33,9 @@ def sections(evidence: Evidence, verdict: Verdict) -> tuple[Section, ...]:
         Section("training", "The same training", tuple(_training(evidence))),
         Section("faults", "The proof can fail", tuple(_faults(evidence))),
         Section("record", "The training system, on record", tuple(on_record(evidence))),
+        Section("performance", "Performance", tuple(performance(evidence))),
+        Section("debugging", "Debugging and deployment", tuple(debugging(evidence))),
+        Section("expected", "Expected and measured", tuple(expected(evidence))),
         Section("cost", "What it costs", tuple(_cost(evidence))),
         Section("reproduce", "How to reproduce it", tuple(_reproduce(evidence))),
     )
@@ -65,7 +72,13 @@ def _certificate(certificate: Certificate, command: str | None) -> Iterator[Bloc
     if certificate.first_divergence:
         yield Note(f"First divergence of {certificate.model}: {certificate.first_divergence}")
     yield _rung_table(certificate, command)
-    short = [name for name, count in Counter(rung.precision for rung in certificate.rungs).items() if count < RUNGS]
+    for rung in certificate.not_applicable:
+        yield Note(f"Rung {rung['number']}, {rung['name']}, does not apply: {rung['reason']}.")
+    short = [
+        name
+        for name, count in Counter(rung.precision for rung in certificate.rungs).items()
+        if count + len(certificate.not_applicable) < RUNGS
+    ]
     if short:
         yield Note(
             f"In {' and '.join(short)} the long runs of the upper rungs were left out here, for time; the certificate in "
@@ -245,7 +258,7 @@ def _planting(fault: Fault) -> tuple[Cell, ...]:
 def _cost(evidence: Evidence) -> Iterator[Block]:
     if evidence.costs:
         rows = tuple(
-            (Cell(c.model, code=True), Cell(str(c.image_size)), Cell(number(c.parameters)), Cell(size(c.macs)), Cell(size(c.flops)))
+            (Cell(c.model, code=True), Cell(number(c.image_size)), Cell(number(c.parameters)), Cell(size(c.macs)), Cell(size(c.flops)))
             for c in evidence.costs
         )
         yield Text("Computed from the layer table, once for all frameworks: 1 MAC = 2 FLOPs; convolutions and linear layers are counted.")
@@ -257,16 +270,20 @@ def _cost(evidence: Evidence) -> Iterator[Block]:
 
 
 def _code_table(evidence: Evidence) -> Table:
-    """One row a framework: statements (lines) of every file, and their sum."""
-    files = list(dict.fromkeys(count.file for count in evidence.code))
-    rows = []
-    for name in dict.fromkeys(count.framework for count in evidence.code):
-        mine = {count.file: count for count in evidence.code if count.framework == name}
-        cells = [Cell(f"{mine[file].statements} ({mine[file].lines})" if file in mine else "–") for file in files]
-        total = f"{sum(c.statements for c in mine.values())} ({sum(c.lines for c in mine.values())})"
-        rows.append((Cell(framework_title(name)), *cells, Cell(total)))
-    caption = "Code of the models: statements of the syntax tree without docstrings (lines after one canonical formatting)"
-    return Table(caption, columns("framework", *(f">{file}" for file in files), ">together"), tuple(rows), evidence.commands.get("lines"))
+    """One row a file of the rooms, a column a framework: statements (lines), the models' files first; and the two sums."""
+    names = list(dict.fromkeys(count.framework for count in evidence.code))
+    files = sorted({count.file for count in evidence.code}, key=lambda file: (file not in MODEL_FILES, file))
+    parts = [(file, {file}) for file in files]
+    parts.insert(sum(file in MODEL_FILES for file in files), ("the models together", set(MODEL_FILES)))
+    parts.append(("the room together", set(files)))
+    rows = tuple((Cell(title), *(Cell(_code_size(evidence, name, mine)) for name in names)) for title, mine in parts)
+    caption = "Code of each room: statements of the syntax tree without docstrings (lines after one canonical formatting)"
+    return Table(caption, columns("file", *(f">{framework_title(name)}" for name in names)), rows, evidence.commands.get("lines"))
+
+
+def _code_size(evidence: Evidence, framework: str, files: set[str]) -> str:
+    counts = [count for count in evidence.code if count.framework == framework and count.file in files]
+    return f"{sum(c.statements for c in counts):,} ({sum(c.lines for c in counts):,})" if counts else "–"
 
 
 def _reproduce(evidence: Evidence) -> Iterator[Block]:

@@ -161,7 +161,7 @@ def _rungs(axes: Axes, rungs: Sequence[Rung], labels: list[str], floor: float) -
         axes.annotate(short(error) if error else "exact", (at, y), textcoords="offset points", fontsize=7, color=INKS["muted"], **place)
     axes.set_yticks(range(len(rungs)), labels, color=INKS["ink"])
     axes.set_ylim(len(rungs) - 0.5, -0.7)
-    _quiet(axes, "x")
+    quiet(axes, "x")
 
 
 def _clipped(name: str, canvas: Canvas) -> str:
@@ -323,13 +323,13 @@ def _finish(axes: Axes, x_label: str, y_label: str, canvas: Canvas, legend: bool
     axes.set_xlabel(x_label)
     axes.set_title(y_label, loc="left")
     axes.xaxis.set_major_locator(MaxNLocator(integer=True, nbins=5 if canvas.narrow else 9))
-    _quiet(axes, "y")
+    quiet(axes, "y")
     if legend and axes.get_legend_handles_labels()[0]:
         above = {"loc": "lower left", "bbox_to_anchor": (-0.02, 1.1)} if canvas.narrow else {"loc": "best"}
         axes.legend(frameon=False, fontsize=8, labelcolor=INKS["ink"], handlelength=2.6, **above)
 
 
-def _quiet(axes: Axes, grid: Literal["x", "y"]) -> None:
+def quiet(axes: Axes, grid: Literal["x", "y"]) -> None:
     """Only what is needed: a faint grid along the value axis, no frame, no tick marks."""
     axes.grid(axis=grid, color=INKS["rule"], lw=0.6)
     axes.set_axisbelow(True)

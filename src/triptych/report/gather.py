@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -11,8 +12,9 @@ from triptych.core import catalog
 from triptych.core.cost import cost
 from triptych.core.environment import environment
 from triptych.core.errors import InputRefused
-from triptych.report import lines
-from triptych.report.evidence import Certificate, Evidence, FaultTable, ModelCost, build, from_dict
+from triptych.report import lines, measurements, record
+from triptych.report.evidence import Certificate, Evidence, FaultTable, ModelCost, from_dict
+from triptych.report.revive import build
 
 COMMANDS = {
     "costs": "triptych info MODEL",
@@ -30,6 +32,24 @@ def costs(models: Iterable[str] | None = None) -> tuple[ModelCost, ...]:
 def static() -> dict[str, Any]:
     """The fields of `Evidence` that are computed on the spot: `Evidence(**static(), certificates=...)`."""
     return {"costs": costs(), "code": lines.count_rooms(), "environment": environment()}
+
+
+def recorded(directory: Path) -> dict[str, Any]:
+    """The fields of `Evidence` that are read from committed records, and why parts of them are missing.
+
+    InputRefused, by name, for a file that is no such record.
+    """
+    (records, no_record), (performance, not_measured) = record.read(directory), measurements.read(directory)
+    return {"records": records, "performance": performance, "missing": {**no_record, **not_measured}}
+
+
+def renewed(evidence: Evidence, directory: Path) -> Evidence:
+    """The evidence of an earlier report with what needs no run made anew: the records, the costs and the size of the code."""
+    found = recorded(directory)
+    parts = {*record.COMMANDS, *measurements.COMMANDS}
+    found["missing"] |= {part: why for part, why in evidence.missing.items() if part not in parts}
+    commands = {**evidence.commands, **record.COMMANDS, **measurements.COMMANDS}
+    return dataclasses.replace(evidence, **found, costs=costs(), code=lines.count_rooms(), commands=commands)
 
 
 def certificate(data: Mapping[str, Any]) -> Certificate:

@@ -11,7 +11,7 @@ from triptych.report.asked import asked
 from triptych.report.blocks import Block, Cell, Note, Picture, Table, Text
 from triptych.report.evidence import Evaluated, Evidence, RecordedRun, Records, Speed
 from triptych.report.tables import OUTCOMES, claim_table, columns
-from triptych.report.wording import duration, framework_title, listing, number, points, short, times
+from triptych.report.wording import bounds, duration, framework_title, listing, number, points, short, times
 
 
 def on_record(evidence: Evidence) -> Iterator[Block]:
@@ -150,7 +150,7 @@ def _kills(records: Records, command: str | None) -> Iterator[Block]:
 
 def _overhead(records: Records, command: str | None) -> Iterator[Block]:
     rows = tuple(
-        (Cell(framework_title(row.framework)), Cell(times(row.ratio, 3)), Cell(_interval(row.interval, 3)), Cell(number(row.n)))
+        (Cell(framework_title(row.framework)), Cell(times(row.ratio, 3)), Cell(bounds(row.interval, 3)), Cell(number(row.n)))
         for row in records.overhead
     )
     titles = columns("framework", ">time with checkpoints over time without", ">95 % interval", ">n")
@@ -187,14 +187,14 @@ def _step_row(row: Speed) -> tuple[Cell, ...]:
     ratio = times(row.ratio) if row.ratio is not None else row.reason or "–"
     return (
         Cell(framework_title(row.framework)), Cell(row.model), Cell(row.lane), Cell(", ".join(row.levers) or "none"), Cell(ratio),
-        Cell(_interval(row.interval)), Cell(str(row.n)), Cell(number(row.images_per_second)), Cell(shape), Cell(macs), Cell(row.against),
+        Cell(bounds(row.interval)), Cell(str(row.n)), Cell(number(row.images_per_second)), Cell(shape), Cell(macs), Cell(row.against),
     )  # fmt: skip
 
 
 def _pipelines(records: Records, command: str | None) -> Iterator[Block]:
     rows = tuple(
         (
-            Cell(framework_title(row.framework)), Cell(times(row.ratio)), Cell(_interval(row.interval)), Cell(str(row.n)),
+            Cell(framework_title(row.framework)), Cell(times(row.ratio)), Cell(bounds(row.interval)), Cell(str(row.n)),
             Cell("–" if row.images_per_second is None else f"{row.images_per_second:,.0f}"), Cell(row.against),
         )
         for row in records.pipelines
@@ -206,10 +206,6 @@ def _pipelines(records: Records, command: str | None) -> Iterator[Block]:
 def _on(records: Records, part: str, caption: str) -> str:
     """The caption, with the machine that the part was measured on."""
     return f"{caption}; {records.hardware[part]}" if records.hardware.get(part) else caption
-
-
-def _interval(interval: Sequence[float] | None, digits: int = 2) -> str:
-    return "–" if not interval else " to ".join(f"{end:.{digits}f}" for end in interval)
 
 
 def _percents(interval: Sequence[float]) -> str:

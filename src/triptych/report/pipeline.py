@@ -31,7 +31,7 @@ from triptych.core.preprocess import Transforms
 from triptych.data import open_source
 from triptych.parity import certify, faults, planting
 from triptych.parity.observation import write_json
-from triptych.report import gather, record
+from triptych.report import gather, measurements, record
 from triptych.report.evidence import Evidence, Run, Step, Training
 from triptych.training.job import Job, standard_recipe
 from triptych.training.worker import in_words, run_worker
@@ -142,7 +142,7 @@ def evidence(pipeline: Pipeline) -> Evidence:
         raise UsageError(
             f"a report compares frameworks; installed: {', '.join(frameworks) or 'none'}. Install them with: pip install 'triptych[all]'"
         )
-    records, missing = record.read(pipeline.records)  # first: a file that is refused must not cost a quarter of an hour
+    recorded = gather.recorded(pipeline.records)  # first: a file that is refused must not cost a quarter of an hour
     certificate, planted, full, short = _two_at_a_time(
         partial(_certificate, pipeline, frameworks),
         partial(_planted, pipeline, PLANTED, frameworks),
@@ -151,7 +151,7 @@ def evidence(pipeline: Pipeline) -> Evidence:
     )
     return Evidence(
         **gather.static(), certificates=(gather.certificate(certificate),), training=full, short_training=short,
-        faults=(gather.fault_table(planted),), records=records, missing=missing, commands=_commands(),
+        faults=(gather.fault_table(planted),), **recorded, commands=commands(),
         steps=tuple(sorted(pipeline.steps, key=lambda step: step.name)), created=datetime.datetime.now(datetime.UTC).date().isoformat(),
     )  # fmt: skip
 
@@ -171,10 +171,12 @@ def _two_at_a_time(*steps: Callable[[], Any]) -> list[Any]:
         return [step.result() for step in failed or running]
 
 
-def _commands() -> dict[str, str]:
+def commands() -> dict[str, str]:
+    """What makes each part of the evidence."""
     return {
         **gather.COMMANDS,
         **record.COMMANDS,
+        **measurements.COMMANDS,
         "report": "triptych report",
         "parity": f"triptych parity {PROVEN}",
         "faults": "triptych parity MODEL --fault all",

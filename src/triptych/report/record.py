@@ -11,7 +11,8 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from triptych.core.errors import InputRefused
-from triptych.report.evidence import Evaluated, Kills, Outside, Overhead, RecordedRun, Records, ResumedPair, Speed, build
+from triptych.report.evidence import Evaluated, Kills, Outside, Overhead, RecordedRun, Records, ResumedPair, Speed
+from triptych.report.revive import build
 
 DEFAULT = Path("benchmarks/results")
 SCHEMA = 1
@@ -37,12 +38,12 @@ FILES = {
 
 def read(directory: Path) -> tuple[Records, dict[str, str]]:
     """The records in a folder, and why parts of them are missing. InputRefused, by name, for a file that is no such record."""
-    found = {part: _load(directory / name) for part, name in FILES.items() if (directory / name).is_file()}
-    runs = [_in(path, _run, _load(path), path.stem) for path in sorted((directory / "cifar10").glob("*.json"))]
-    evaluated = [_in(path, _evaluated, _load(path)) for path in sorted((directory / "evaluate").glob("cifar10-*.json"))]
+    found = {part: load(directory / name) for part, name in FILES.items() if (directory / name).is_file()}
+    runs = [within(path, _run, load(path), path.stem) for path in sorted((directory / "cifar10").glob("*.json"))]
+    evaluated = [within(path, _evaluated, load(path)) for path in sorted((directory / "evaluate").glob("cifar10-*.json"))]
 
     def rows(part: str, make: Callable[[Mapping[str, Any]], Any], key: str = "rows") -> tuple[Any, ...]:
-        return tuple(_in(directory / FILES[part], make, row) for row in found.get(part, {}).get(key, ()))
+        return tuple(within(directory / FILES[part], make, row) for row in found.get(part, {}).get(key, ()))
 
     records = Records(
         runs=tuple(runs), evaluated=tuple(evaluated), resumed=rows("resumed", _resumed),
@@ -68,7 +69,8 @@ def hardware(environment: Any) -> str:
     return ", ".join([f"{cores}{cpu['model']}", *environment.get("accelerators", ())])
 
 
-def _load(path: Path) -> dict[str, Any]:
+def load(path: Path) -> dict[str, Any]:
+    """A record as plain data. InputRefused, by name, for a file that is none of this schema."""
     try:
         data = json.loads(path.read_text(encoding="utf-8"), parse_constant=_no_number)
     except (OSError, ValueError) as error:
@@ -85,7 +87,7 @@ def _no_number(text: str) -> NoReturn:
     raise ValueError(f"{text} is no number of JSON; a record says null")
 
 
-def _in(path: Path, make: Callable[..., Any], *data: Any) -> Any:
+def within(path: Path, make: Callable[..., Any], *data: Any) -> Any:
     """What `make` makes of a record's data; what it refuses, it refuses by the file's name."""
     try:
         return make(*data)

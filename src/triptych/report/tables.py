@@ -23,4 +23,4 @@ def code_cell(text: str | None) -> Cell:
 def claim_table(caption: str, claims: Sequence[Claim]) -> Table:
     """What was measured beside what was asked; each row has its own command."""
     rows = tuple((Cell(c.text), Cell(c.measured), Cell(c.asked), OUTCOMES[c.holds], code_cell(c.command)) for c in claims)
-    return Table(caption, columns("claim", ">measured", ">asked", "", "command"), rows)
+    return Table(caption, columns("claim", ">measured", ">asked", "", "command"), rows, cards=True)

@@ -71,7 +71,9 @@ def _parity(evidence: Evidence) -> Iterator[Claim]:
     for certificate in evidence.certificates:
         passed, total = sum(rung.passed for rung in certificate.rungs), len(certificate.rungs)
         holds = certificate.verdict == "pass" and passed == total > 0
-        yield Claim(f"{text}, {certificate.model}", f"{passed} of {total} rungs", "every rung", holds, command)
+        idle = {rung["number"] for rung in certificate.not_applicable}
+        shown = f"{passed} of {total} rungs" + "".join(f"; rung {number} does not apply" for number in sorted(idle))
+        yield Claim(f"{text}, {certificate.model}", shown, "every rung", holds, command)
 
 
 def _training(evidence: Evidence) -> Iterator[Claim]:

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from triptych.core.contract import FRAMEWORKS
+from triptych.export.runtimes import RUNTIMES
 
 
 def short(value: float) -> str:
@@ -34,6 +37,11 @@ def framework_title(name: str) -> str:
     return FRAMEWORKS[name].title if name in FRAMEWORKS else name
 
 
+def brief(name: str) -> str:
+    """`jax` -> `JAX`."""
+    return framework_title(name).partition("/")[0]
+
+
 def pair_title(pair: str) -> str:
     """`pytorch-jax`, `pytorch,jax`, `pytorch/jax` or `pytorch vs jax` -> `PyTorch – JAX`; anything else stays as it is."""
     found = sorted((pair.index(name), row.title.partition("/")[0]) for name, row in FRAMEWORKS.items() if name in pair)
@@ -41,11 +49,11 @@ def pair_title(pair: str) -> str:
 
 
 def duration(seconds: float | None) -> str:
-    """0.4 s, 12 s, 3 min 20 s, 1 h 4 min."""
+    """0.04 s, 2.4 s, 12 s, 3 min 20 s, 1 h 4 min."""
     if seconds is None:
         return "–"
     if seconds < 10:
-        return f"{seconds:.1f} s"
+        return f"{seconds:.{1 if seconds >= 1 else 2}f} s"
     whole = round(seconds)
     if whole < 60:
         return f"{whole} s"
@@ -63,3 +71,32 @@ def size(count: int) -> str:
 def listing(names: list[str]) -> str:
     """`a`, `a and b`, `a, b and c`."""
     return names[0] if len(names) == 1 else f"{', '.join(names[:-1])} and {names[-1]}" if names else ""
+
+
+def bounds(interval: Sequence[float] | None, digits: int = 2) -> str:
+    """An interval: `1.10 to 1.30`; a dash for None."""
+    return "–" if not interval else " to ".join(f"{end:.{digits}f}" for end in interval)
+
+
+def mode_title(mode: str) -> str:
+    """`training_step` -> `training step`."""
+    return mode.replace("_", " ")
+
+
+def contestant(framework: str, lane: str) -> str:
+    """Who takes turns in a benchmark: `PyTorch tuned`; a runtime has one lane, which needs no name."""
+    return RUNTIMES[framework].title if framework in RUNTIMES else f"{brief(framework)} {lane.replace('_', ' and ')}"
+
+
+def rate(value: float | None) -> str:
+    """Images a second to three digits: 6.24, 96.5, 610, 1,281."""
+    if value is None:
+        return "–"
+    return f"{value:,.0f}" if value >= 100 else f"{value:.1f}" if value >= 10 else f"{value:.2f}"
+
+
+def memory(count: int | None) -> str:
+    """Bytes in GiB, small ones in MiB."""
+    if count is None:
+        return "–"
+    return f"{count / 2**30:.2f} GiB" if count >= 2**30 else f"{count / 2**20:.0f} MiB"

@@ -16,7 +16,7 @@ from triptych.core.contract import DEFAULT_EXECUTION, DEFAULT_LOADER, Execution,
 from triptych.core.errors import UsageError
 from triptych.core.preprocess import NO_TRANSFORMS, ColorJitter, RandomErasing, RandomResizedCrop, Transforms
 from triptych.core.recipe import SGD, LossScaling, Recipe, Schedule
-from triptych.core.spec import Spec
+from triptych.core.spec import ImageSpec
 from triptych.data import Source, open_source
 
 
@@ -121,15 +121,15 @@ class Job:
     def __post_init__(self) -> None:
         check_parts(self.intervals, self.limits, self.loader, self.watch, self.recipe.loss_scaling)
 
-    def spec(self, source: Source) -> Spec:
+    def spec(self, source: Source) -> ImageSpec:
         """The model's spec with the data's classes, channels and size, unless `options` says otherwise.
 
-        Raises UsageError when what `options` says, or a missing label, makes training on the data impossible.
+        Raises UsageError when the model, what `options` says, or a missing label makes training on the data impossible.
         """
-        channels = self.options.get("in_channels", catalog.get_spec(self.model).in_channels)
+        channels = self.options.get("in_channels", catalog.fed_by_images(catalog.get_spec(self.model)).in_channels)
         images = source.take(1).arrays(channels)[0]
         fitted = {"num_classes": len(source.classes), "in_channels": images.shape[3], "image_size": min(images.shape[1:3])}
-        spec = catalog.get_spec(self.model, **{**fitted, **self.options})
+        spec = catalog.fed_by_images(catalog.get_spec(self.model, **{**fitted, **self.options}))
         if spec.in_channels != images.shape[3]:
             raise UsageError(f"{source.name} has images of {images.shape[3]} channels, {spec.name} is to take {spec.in_channels}")
         if not 0 <= source.labels.min() <= source.labels.max() < spec.num_classes:

@@ -22,7 +22,7 @@ from triptych.core.errors import InputRefused, Interrupted, StorageError, UsageE
 from triptych.core.initialize import Weights
 from triptych.core.preprocess import NO_TRANSFORMS
 from triptych.core.sampling import SamplingPlan, in_order
-from triptych.core.spec import Spec
+from triptych.core.spec import ImageSpec, Spec
 from triptych.data import Source
 from triptych.training import guards
 from triptych.training.checkpoints import Checkpoints, Resumed, differences, load, newest
@@ -43,7 +43,7 @@ class Run:
     job: Job
     framework: str
     room: Any
-    spec: Spec
+    spec: ImageSpec
     train: Source
     test: Source
     out: Path
@@ -184,7 +184,7 @@ def _initial_weights(job: Job, spec: Spec) -> Weights:
     return weights
 
 
-def phases(job: Job, spec: Spec, steps: int) -> Iterator[tuple[int, int, Spec]]:
+def phases(job: Job, spec: ImageSpec, steps: int) -> Iterator[tuple[int, int, Spec]]:
     """(first step, stop, spec) of each image size that a run goes through. UsageError unless the first begins at step 0."""
     sizes = job.progressive or ((0, spec.image_size),)
     starts = [start for start, _ in sizes]
@@ -241,7 +241,7 @@ def _steps(run: Run, resumed: Resumed | None, watcher: Watcher) -> TrainingState
 
 def _phase(run: Run, trainer: Trainer, steps: range, watcher: Watcher) -> None:
     """The steps at one image size."""
-    job, spec = run.job, trainer.model.spec
+    job, spec = run.job, catalog.fed_by_images(trainer.model.spec)
     plan = run.plan(spec.image_size)
     made = run.room.batches(run.train, plan.batches(steps.start, steps.stop), spec.preprocessing, job.transforms, job.loader)
     # A cache in memory fills during the first epoch.

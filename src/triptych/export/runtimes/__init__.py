@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import importlib
 import os
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -20,6 +21,8 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     import numpy as np
+
+    from triptych.core.batch import Inputs
 
 EXTRA = "runtimes"
 ONNX = ("onnx", "onnxscript")
@@ -93,9 +96,13 @@ def opened(name: str, artefact: Path, *, trusted: bool = False) -> Callable[[np.
     return run
 
 
-def channels_first(images: np.ndarray, labels: np.ndarray) -> np.ndarray:
-    """The staging of every runtime: (N, H, W, C) -> (N, C, H, W), which is what PyTorch's model takes; labels are not used."""
-    return images.transpose(0, 3, 1, 2).copy()
+def channels_first(inputs: Inputs, labels: np.ndarray) -> list[np.ndarray]:
+    """The staging of every runtime: images (N, H, W, C) -> (N, C, H, W), which is what PyTorch's model takes; labels are not used.
+
+    Several inputs come in the order of the spec, which is that of the exported model.
+    """
+    arrays = list(inputs.values()) if isinstance(inputs, Mapping) else [inputs]
+    return [array.transpose(0, 3, 1, 2).copy() if array.ndim == 4 else array for array in arrays]
 
 
 def threads() -> int:

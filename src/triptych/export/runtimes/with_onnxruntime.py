@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnxruntime
@@ -16,12 +17,16 @@ from triptych.export.runtimes import channels_first, threads
 
 def opened(artefact: Path) -> Callable[[np.ndarray], np.ndarray]:
     """A batch in the file's own layout -> logits (N, classes), by one session with every graph optimization."""
+    session = _session(artefact)
+    return lambda x: np.asarray(session.run(["logits"], {"images": x})[0])
+
+
+def _session(artefact: Path) -> Any:
     check(artefact)
     options = onnxruntime.SessionOptions()
     options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_ENABLE_ALL
     options.intra_op_num_threads = threads()
-    session = onnxruntime.InferenceSession(str(artefact), options, providers=["CPUExecutionProvider"])
-    return lambda x: np.asarray(session.run(["logits"], {"images": x})[0])
+    return onnxruntime.InferenceSession(str(artefact), options, providers=["CPUExecutionProvider"])
 
 
 def check(artefact: Path) -> None:
@@ -42,7 +47,13 @@ def check(artefact: Path) -> None:
 
 def contender(model: Path) -> Contender:
     """Inference as its documentation has it: one session with every graph optimization, logits as numpy."""
-    return Contender(channels_first, opened(model), levers=("every graph optimization",))
+    session = _session(model)
+    names = [each.name for each in session.get_inputs()]
+
+    def run(given: list[np.ndarray]) -> np.ndarray:
+        return np.asarray(session.run(None, dict(zip(names, given, strict=True)))[0])
+
+    return Contender(channels_first, run, levers=("every graph optimization",))
 
 
 def versions() -> dict[str, str]:
