@@ -22,8 +22,8 @@ from typing import Any
 from comparison import pages, records, rounds, worker
 from comparison.setting import TASKS, WORKLOADS, Setting
 
-from triptych.bench.processes import Failed, Process
 from triptych.core import contract
+from triptych.core.conversation import Failed, Process
 
 COMMAND = "benchmarks/transformer.py"
 

@@ -16,7 +16,7 @@ from comparison import proof
 from comparison.setting import MODES, Setting
 from comparison.worker import read
 from triptych.bench import machine
-from triptych.bench.processes import Asked, Process, settings
+from triptych.core.conversation import Asked, Process, settings
 
 TURN_SECONDS = 0.1
 """A turn is as many calls as fill this, so that short ones are not lost in the clock."""

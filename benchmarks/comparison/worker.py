@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from comparison.setting import MODES, Arrays, Frame, Lane, Setting, frame
-from triptych.bench.processes import answer_all
+from triptych.core.conversation import answer_all
 from triptych.core.difference import sketch
 
 SKETCH = 2**18

@@ -11,12 +11,12 @@ import pytest
 from safetensors.numpy import save_file
 
 from triptych.bench import record
-from triptych.bench.processes import Failed
 from triptych.bench.proof import Proof
 from triptych.bench.suite import Suite
 from triptych.bench.turns import Group, run_group
 from triptych.bench.worker import Worker
 from triptych.core import catalog, initialize
+from triptych.core.conversation import Failed
 
 OPTIONS = {"hidden": [32], "image_size": 8}
 CERTIFICATE = {

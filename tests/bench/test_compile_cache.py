@@ -8,10 +8,10 @@ from typing import Any
 
 import pytest
 
-from triptych.bench import processes, session
+from triptych.bench import session
 from triptych.bench.suite import Case, Suite
 from triptych.bench.turns import Entry, build
-from triptych.core import contract
+from triptych.core import contract, conversation
 
 LANES = {"pytorch": "compiled", "tensorflow": "compiled", "jax": "default"}
 
@@ -61,7 +61,7 @@ def test_what_fails_while_a_cache_is_warmed_is_left_to_the_build(lab: Any, tmp_p
     class Failing:
         def ask(self, do: str, **given: Any) -> dict[str, Any]:
             asked.append(do)
-            raise processes.Failed("ValueError", "no")
+            raise conversation.Failed("ValueError", "no")
 
         def stop(self) -> None:
             asked.append("stop")
@@ -98,7 +98,7 @@ def test_a_compiler_starts_every_group_without_what_it_learned_in_the_last(lab: 
 def test_the_caller_s_flags_stay_and_float32_stays_float32(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("TF_XLA_FLAGS", "--tf_xla_max_cluster_size=7")
     monkeypatch.setenv("ONEDNN_DEFAULT_FPMATH_MODE", "BF16")
-    found = processes.settings(3, tmp_path)
+    found = conversation.settings(3, tmp_path)
     assert found["TF_XLA_FLAGS"] == f"--tf_xla_max_cluster_size=7 --tf_xla_persistent_cache_directory={tmp_path / 'xla'}"
     assert found["ONEDNN_DEFAULT_FPMATH_MODE"] == "STRICT"
     assert {found["OMP_NUM_THREADS"], found["MKL_NUM_THREADS"], found["TF_NUM_INTRAOP_THREADS"]} == {"3"}

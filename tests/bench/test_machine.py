@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from triptych.bench import machine, processes
-from triptych.core import workers
+from triptych.bench import machine
+from triptych.core import conversation, workers
 
 
 def zone(folder: Path, name: str, microjoules: int, end: int = 10_000_000) -> None:
@@ -50,6 +50,6 @@ def test_no_worker_computes_with_another_processors_kernels(tmp_path: Path, monk
     monkeypatch.setenv("OMP_NUM_THREADS", "7")
     told: dict[str, str] = {}
     monkeypatch.setattr(workers.subprocess, "Popen", lambda command, env, **options: told.update(env))
-    processes.Process("calibrator", tmp_path / "log", {"OMP_NUM_THREADS": "1"}, [], 1.0)
+    conversation.Process("calibrator", tmp_path / "log", {"OMP_NUM_THREADS": "1"}, [], 1.0)
     assert "OPENBLAS_CORETYPE" not in told
     assert (told["OMP_NUM_THREADS"], told["PATH"]) == ("1", os.environ["PATH"])

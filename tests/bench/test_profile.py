@@ -10,8 +10,8 @@ from typing import Any
 import pytest
 
 from triptych.bench import perfetto, profile
-from triptych.bench.processes import Failed
 from triptych.core import catalog, contract
+from triptych.core.conversation import Failed
 from triptych.core.errors import UsageError
 from triptych.core.spec import Spec, StageSpec
 from triptych.core.trace import CATEGORIES, DATA, STEP

@@ -81,7 +81,7 @@ def test_one_file_serves_every_batch_size(name: str, lab: Any, pytorch: Any) -> 
 def test_a_model_of_features_is_exported_under_its_own_name(name: str, lab: Any, tmp_path: Path) -> None:
     spec = catalog.get_spec("transformer_block", tokens=4, width=8, heads=2, mlp_width=12)
     weights, room = initialize.parity_weights(spec, 0, "float32"), contract.load("pytorch")
-    room.export_onnx(spec, weights, tmp_path / "block.onnx")
+    room.export(room.create_model(spec, weights, precision="float32", device="cpu"), "onnx", tmp_path / "block.onnx")
     contender = runtimes.load(name).contender(tmp_path / "block.onnx")
     model = room.create_model(spec, weights, precision="float32", device="cpu")
     for size in (1, 3):

@@ -10,11 +10,11 @@ import pytest
 from safetensors.numpy import save_file
 
 from triptych.bench import record, session
-from triptych.bench.processes import Failed
 from triptych.bench.proof import Proof
 from triptych.bench.suite import Case
 from triptych.cli.bench import table
 from triptych.core import catalog, contract, initialize
+from triptych.core.conversation import Failed
 from triptych.core.errors import ParityFailed
 
 FRAMEWORKS = contract.installed()

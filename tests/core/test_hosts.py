@@ -14,8 +14,8 @@ from pathlib import Path
 
 import pytest
 
-from triptych.bench.processes import Process
 from triptych.core import catalog, contract, environment, hosts, listen, workers
+from triptych.core.conversation import Process
 from triptych.core.errors import FrameworkMissing, StorageError, TriptychError, UsageError
 from triptych.parity.certify import certify
 from triptych.training.job import Job, standard_recipe

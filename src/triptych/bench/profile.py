@@ -16,12 +16,13 @@ import numpy as np
 from safetensors.numpy import save_file
 
 from triptych.bench import perfetto, tracing
-from triptych.bench.processes import Asked, Failed, Process, chosen_cores, settings
+from triptych.bench.processes import chosen_cores
 from triptych.bench.record import lines_of_code
 from triptych.bench.suite import Case
 from triptych.core import catalog, initialize
 from triptych.core.contender import LANES, MODES
 from triptych.core.contract import FRAMEWORKS
+from triptych.core.conversation import Asked, Failed, Process, settings
 from triptych.core.environment import environment
 from triptych.core.errors import TriptychError, UsageError
 from triptych.core.spec import Spec

@@ -11,10 +11,11 @@ from pathlib import Path
 from typing import Any
 
 from triptych.bench import machine, record
-from triptych.bench.processes import NUMERICS, Asked, Failed, Process, chosen_cores, settings
+from triptych.bench.processes import NUMERICS, chosen_cores
 from triptych.bench.proof import Proof, prove
 from triptych.bench.suite import EXPORTER, Case, Subject, Suite
 from triptych.bench.turns import Entry, Group, Progress, build, run_group
+from triptych.core.conversation import Asked, Failed, Process, settings
 from triptych.core.errors import ParityFailed, TriptychError
 from triptych.core.workers import available
 from triptych.export import runtimes

@@ -15,9 +15,9 @@ from typing import Any
 import numpy as np
 
 from triptych.bench import machine
-from triptych.bench.processes import Asked, Failed
 from triptych.bench.proof import Checks, Proof
 from triptych.bench.suite import Case, Suite
+from triptych.core.conversation import Asked, Failed
 from triptych.core.errors import TriptychError
 from triptych.export.runtimes import RUNTIMES
 

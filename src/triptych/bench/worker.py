@@ -18,11 +18,11 @@ import numpy as np
 
 from triptych.bench import machine, tracing
 from triptych.bench.pipeline import open_pipeline
-from triptych.bench.processes import answer_all
 from triptych.core import batch as batches
 from triptych.core import catalog, contract
 from triptych.core.batch import Inputs
 from triptych.core.contender import WITH_DATA, Contender
+from triptych.core.conversation import answer_all
 from triptych.core.spec import Spec
 from triptych.export import runtimes
 
@@ -111,7 +111,8 @@ class Worker:
         """Write these canonical weights as a model that runtimes read."""
         from safetensors.numpy import load_file
 
-        self.room.export_onnx(catalog.get_spec(model, **options), load_file(weights), Path(path))
+        made = self.room.create_model(catalog.get_spec(model, **options), load_file(weights), precision="float32", device="cpu")
+        self.room.export(made, "onnx", Path(path))
         return {}
 
     def _create(self, spec: Spec, given: str, lane: str, mode: str) -> Contender:

@@ -25,6 +25,7 @@ COMMANDS = {
     "train": ("train", "Train a model from a recipe in one framework."),
     "predict": ("predict", "Classify image files."),
     "evaluate": ("evaluate", "Measure top-1 and top-5 accuracy on a data set, in one framework or in several."),
+    "export": ("export", "Write a model for other runtimes, each file verified in its own before it is handed over."),
     "bench": ("bench", "Time proven models against each other; find what became slower."),
     "profile": ("profile", "Trace one step in each framework, and tell where its time goes."),
     "worker": ("worker", "Be the host of one framework's worker processes: what a container of compose.yaml runs."),
@@ -102,13 +103,18 @@ def called(*words: str) -> str:
     """The command line that is running, from its command and arguments and the options that were given; of paths the last part only."""
     context = click.get_current_context()
     given = [
-        option.name
+        option
         for option in context.command.params
         if isinstance(option, click.Option) and option.name and option.name not in ("as_json", "out", "work")
         if context.get_parameter_source(option.name) is click.core.ParameterSource.COMMANDLINE
     ]
-    options = [f"--{name.replace('_', '-')} {os.path.basename(str(context.params[name]))}" for name in given]
+    options = [max(option.opts, key=len) + ("" if option.is_flag else f" {_shown(context.params[str(option.name)])}") for option in given]
     return " ".join(["triptych", *(os.path.basename(word) for word in words), *options])
+
+
+def _shown(value: Any) -> str:
+    """A value as it may be typed; of paths the last part only."""
+    return ",".join(map(_shown, value)) if isinstance(value, tuple) else os.path.basename(str(value))
 
 
 json_option = click.option("--json", "as_json", is_flag=True, help="Print the result as JSON on stdout.")

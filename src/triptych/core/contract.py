@@ -279,6 +279,13 @@ class Room(Protocol):
         """A lane to be timed (`core.contender`), in float32 on the CPU, with these weights; LaneMissing when there is none."""
         ...
 
+    def export(self, model: Model, target: str, path: Path) -> None:
+        """Write the model in eval mode, of any batch size, in the format `target` of `export.matrix`; UsageError for one that is not here.
+
+        `images` in the framework's own layout, float32 and preprocessed -> `logits` (N, classes).
+        """
+        ...
+
     def numerics(self) -> dict[str, str]:
         """What float32 means in this process, as the framework tells it: precision of products, flags, threads."""
         ...

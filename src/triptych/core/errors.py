@@ -27,6 +27,12 @@ class ParityFailed(TriptychError):
     exit_code = 4
 
 
+class ExportFailed(TriptychError):
+    """An exported model does not compute what its source does; nothing was left under its name."""
+
+    exit_code = 7
+
+
 class InputRefused(TriptychError):
     """A file was refused: damaged, unsafe, or not what the command takes."""
 

@@ -31,6 +31,9 @@ PIXEL = 0.05 / 255.0
 # The same 0.05 levels after division by a standard deviation of about 0.23 and against a scale of about 2.6.
 NORMALIZED_PIXEL = 3e-4
 LOGITS_FLOAT32 = 1e-5
+# Exported models against their source's own logits. Weights in half precision are off by up to 2^-11 of themselves, weights in 8 bits by up
+# to 1/254 of their channel's largest, and so are the activations; layers add to that.
+EXPORTED: dict[str, float] = {"float32": LOGITS_FLOAT32, "float16": 5e-3, "int8": 1e-1}
 
 FLOAT64: dict[tuple[int, str], float] = {
     # Names, shapes and weights are carried, not computed.

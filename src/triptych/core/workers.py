@@ -14,7 +14,7 @@ from triptych.core.errors import UsageError
 from triptych.core.hosts import Hosted
 
 Process = subprocess.Popen[bytes] | Hosted
-MODULES = ("triptych.parity.worker", "triptych.training.worker", "triptych.bench.worker")
+MODULES = ("triptych.parity.worker", "triptych.training.worker", "triptych.bench.worker", "triptych.export.worker")
 """The workers there are; a host starts nothing else."""
 
 

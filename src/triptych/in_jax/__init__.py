@@ -9,6 +9,7 @@ import numpy as np
 
 from triptych.core.spec import Spec
 from triptych.in_jax.data import batches, decode, preprocess, resize
+from triptych.in_jax.export import export
 from triptych.in_jax.faults import PLANTINGS
 from triptych.in_jax.lanes import contender, phases
 from triptych.in_jax.model import Model
@@ -28,6 +29,6 @@ def versions() -> dict[str, str]:
 
 
 __all__ = [
-    "PLANTINGS", "Model", "Trainer", "annotate", "batches", "contender", "create_model", "create_trainer", "decode", "forget",
+    "Model", "PLANTINGS", "Trainer", "annotate", "batches", "contender", "create_model", "create_trainer", "decode", "export", "forget",
     "numerics", "operators", "phases", "preprocess", "profile", "resize", "versions",
 ]  # fmt: skip

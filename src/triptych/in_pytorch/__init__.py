@@ -9,8 +9,9 @@ import torch
 import torchvision
 
 from triptych.in_pytorch.data import batches, decode, preprocess, resize
+from triptych.in_pytorch.export import export
 from triptych.in_pytorch.faults import PLANTINGS
-from triptych.in_pytorch.lanes import contender, export_onnx, phases
+from triptych.in_pytorch.lanes import contender, phases
 from triptych.in_pytorch.model import Model, create_model
 from triptych.in_pytorch.process import forget, numerics
 from triptych.in_pytorch.profile import annotate, operators, profile
@@ -23,6 +24,6 @@ def versions() -> dict[str, str]:
 
 
 __all__ = [
-    "PLANTINGS", "Model", "Trainer", "annotate", "batches", "contender", "create_model", "create_trainer", "decode", "export_onnx",
-    "forget", "numerics", "operators", "phases", "preprocess", "profile", "resize", "versions",
+    "Model", "PLANTINGS", "Trainer", "annotate", "batches", "contender", "create_model", "create_trainer", "decode", "export", "forget",
+    "numerics", "operators", "phases", "preprocess", "profile", "resize", "versions",
 ]  # fmt: skip

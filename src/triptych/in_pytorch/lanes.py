@@ -4,13 +4,9 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterator, Mapping
-from pathlib import Path
-from typing import Any
 
 import numpy as np
-import torch
 
-from triptych.core import batch as batches
 from triptych.core.contender import LANES, RATE, RECIPE, STOCK, Contender, ready
 from triptych.core.contract import Execution
 from triptych.core.folding import fold
@@ -51,19 +47,6 @@ def training(model: Model, execution: Execution) -> Contender:
         compiles=execution.compile,
         levers=levers(execution),
     )
-
-
-def export_onnx(spec: Spec, weights: Mapping[str, np.ndarray], path: Path) -> None:
-    """The model in eval mode as one ONNX file, of any batch size: inputs by their names, images (N, C, H, W) -> `logits` float32."""
-    model = create_model(spec, weights, precision="float32", device="cpu")
-    # 2, because torch.export takes a size of 1 for a constant.
-    example = model.native_inputs(model.check_inputs(batches.random(spec, 2, np.random.default_rng(0))))
-    size = torch.export.Dim("batch")
-    names: dict[str, Any] = {"input_names": [each.name for each in spec.inputs()], "output_names": ["logits"]}
-    names["dynamic_shapes"] = tuple({0: size} for _ in example)
-    program = torch.onnx.export(model.native, example, dynamo=True, verbose=False, **names)
-    assert program is not None, "with dynamo=True and no file it is returned"
-    program.save(str(path), external_data=False)
 
 
 def levers(execution: Execution) -> tuple[str, ...]:

@@ -101,7 +101,8 @@ class ScaledDotProductAttention(nn.Module):
 
     def forward(self, qkv: Tensor) -> Tensor:
         heads = qkv.unflatten(2, (3, self.heads, -1)).permute(2, 0, 3, 1, 4)  # (3, N, heads, tokens, width / heads)
-        return F.scaled_dot_product_attention(*heads).transpose(1, 2).flatten(2)
+        query, key, value = heads.unbind()
+        return F.scaled_dot_product_attention(query, key, value).transpose(1, 2).flatten(2)
 
     def extra_repr(self) -> str:
         return f"heads={self.heads}"

@@ -91,6 +91,6 @@ class VisionTransformer(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         patches = self.patch_embed(x)
-        tokens = torch.cat([self.cls_token.expand(len(patches), -1, -1), patches], dim=1)
+        tokens = torch.cat([self.cls_token.expand(patches.shape[0], -1, -1), patches], dim=1)
         x = self.blocks(self.pos_drop(tokens + self.pos_embed))
         return self.head(self.norm(x)[:, 0])

@@ -6,6 +6,7 @@ import keras
 import tensorflow as tf
 
 from triptych.in_tensorflow.data import batches, decode, preprocess, resize
+from triptych.in_tensorflow.export import export, saved_model_of_module
 from triptych.in_tensorflow.faults import PLANTINGS
 from triptych.in_tensorflow.lanes import contender, phases
 from triptych.in_tensorflow.model import create_model
@@ -20,6 +21,6 @@ def versions() -> dict[str, str]:
 
 
 __all__ = [
-    "PLANTINGS", "annotate", "batches", "contender", "create_model", "create_trainer", "decode", "forget", "numerics", "operators",
-    "phases", "preprocess", "profile", "resize", "versions",
+    "PLANTINGS", "annotate", "batches", "contender", "create_model", "create_trainer", "decode", "export", "forget", "numerics",
+    "operators", "phases", "preprocess", "profile", "resize", "saved_model_of_module", "versions",
 ]  # fmt: skip

@@ -2,21 +2,52 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnxruntime
 
 from triptych.core.contender import Contender
+from triptych.core.errors import InputRefused
+from triptych.export import safety
 from triptych.export.runtimes import channels_first, threads
+
+
+def opened(artefact: Path) -> Callable[[np.ndarray], np.ndarray]:
+    """A batch in the file's own layout -> logits (N, classes), by one session with every graph optimization."""
+    session = _session(artefact)
+    return lambda x: np.asarray(session.run(["logits"], {"images": x})[0])
+
+
+def _session(artefact: Path) -> Any:
+    check(artefact)
+    options = onnxruntime.SessionOptions()
+    options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_ENABLE_ALL
+    options.intra_op_num_threads = threads()
+    return onnxruntime.InferenceSession(str(artefact), options, providers=["CPUExecutionProvider"])
+
+
+def check(artefact: Path) -> None:
+    """InputRefused for a file that is not ONNX, or whose tensors lie in a file that is not beside it."""
+    import onnx  # only here: running a file takes no more than the runtime
+    from onnx.external_data_helper import _get_all_tensors, uses_external_data
+
+    try:
+        model = onnx.load(artefact, load_external_data=False)
+    except Exception as error:  # protobuf's own errors, which differ by its implementation
+        raise InputRefused(f"{artefact} is not an ONNX file ({type(error).__name__})") from None
+    for tensor in _get_all_tensors(model):
+        if uses_external_data(tensor):
+            places = [entry.value for entry in tensor.external_data if entry.key == "location"]
+            for place in places or [""]:
+                safety.check_beside(artefact, place)
 
 
 def contender(model: Path) -> Contender:
     """Inference as its documentation has it: one session with every graph optimization, logits as numpy."""
-    options = onnxruntime.SessionOptions()
-    options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_ENABLE_ALL
-    options.intra_op_num_threads = threads()
-    session = onnxruntime.InferenceSession(str(model), options, providers=["CPUExecutionProvider"])
+    session = _session(model)
     names = [each.name for each in session.get_inputs()]
 
     def run(given: list[np.ndarray]) -> np.ndarray:
@@ -28,3 +59,19 @@ def contender(model: Path) -> Contender:
 def versions() -> dict[str, str]:
     """The runtime's version."""
     return {"onnxruntime": onnxruntime.__version__}
+
+
+def all_outputs(model: Path, images: np.ndarray) -> list[tuple[str, str, np.ndarray]]:
+    """Name, operator and value of every node's floating-point output, in the graph's order, computed without any optimization."""
+    import onnx  # only here: running a file takes no more than the runtime
+
+    graph = onnx.shape_inference.infer_shapes(onnx.load(model))
+    kinds = {value.name: value.type.tensor_type.elem_type for value in (*graph.graph.value_info, *graph.graph.output)}
+    nodes = [(output, node) for node in graph.graph.node for output in node.output if kinds.get(output) == onnx.TensorProto.FLOAT]
+    del graph.graph.output[:]
+    graph.graph.output.extend(onnx.helper.make_tensor_value_info(output, onnx.TensorProto.FLOAT, None) for output, _ in nodes)
+    options = onnxruntime.SessionOptions()
+    options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
+    session = onnxruntime.InferenceSession(graph.SerializeToString(), options, providers=["CPUExecutionProvider"])
+    values = session.run([output for output, _ in nodes], {"images": images})
+    return [(node.name or output, node.op_type, np.asarray(value)) for (output, node), value in zip(nodes, values, strict=True)]

@@ -1,7 +1,8 @@
-"""An ONNX file in OpenVINO, on the CPU."""
+"""An ONNX file, or OpenVINO's own IR, in OpenVINO on the CPU."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -9,6 +10,18 @@ import openvino
 
 from triptych.core.contender import Contender
 from triptych.export.runtimes import channels_first, threads
+
+
+def convert(model: Path, path: Path) -> None:
+    """Write an ONNX file as IR: `path`, an .xml, and the weights beside it in a .bin, in float32."""
+    openvino.save_model(openvino.convert_model(str(model)), str(path), compress_to_fp16=False)
+
+
+def opened(artefact: Path) -> Callable[[np.ndarray], np.ndarray]:
+    """A batch in the file's own layout -> logits (N, classes), compiled once for every batch size, in full float32."""
+    settings = {"INFERENCE_PRECISION_HINT": "f32", "INFERENCE_NUM_THREADS": threads()}
+    request = openvino.Core().compile_model(str(artefact), "CPU", settings).create_infer_request()
+    return lambda x: np.array(request.infer({"images": x})["logits"])
 
 
 def contender(model: Path) -> Contender:
