@@ -281,7 +281,7 @@ def test_remat_computes_activations_twice(lab: Any, name: str) -> None:
     def products(trainer: Any) -> int:
         with numerics("float64"):
             images, labels = batch(lab, trainer)
-            jaxpr = str(trainer._gradients.trace(trainer.model.variables, jax.numpy.asarray(images), jax.numpy.asarray(labels)).jaxpr)
+            jaxpr = str(trainer._gradients.trace(trainer.model.variables, (jax.numpy.asarray(images),), jax.numpy.asarray(labels)).jaxpr)
         return jaxpr.count("conv_general_dilated[") + jaxpr.count("dot_general[")
 
     trainer, plain = (made(lab, name, remat=remat) for remat in (True, False))

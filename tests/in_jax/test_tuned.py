@@ -131,7 +131,7 @@ def test_a_tuned_step_is_another_program_and_the_model_is_not(lab: Any) -> None:
     tuned, plain = trainers(lab, "resnet50", "float64")
     with numerics("float64"):
         images, labels = (jax.numpy.asarray(array) for array in lab.batch(tuned.model.spec))
-        programs = [str(made._gradients.trace(made.model.variables, images, labels).jaxpr) for made in (tuned, plain)]
+        programs = [str(made._gradients.trace(made.model.variables, (images,), labels).jaxpr) for made in (tuned, plain)]
     assert programs[0].count("conv_general_dilated[") < programs[1].count("conv_general_dilated[")
     assert programs[0].count("dot_general[") > programs[1].count("dot_general[")
     assert not tuned.model.module.tuned

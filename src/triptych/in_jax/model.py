@@ -72,10 +72,14 @@ def apply(
         wrappers = [item.wrapper for item in interceptions if item.layer == name]
         if context.method_name != "__call__" or not (wrappers or name in shown):
             return next_fun(*args, **kwargs)
-        call = functools.partial(next_fun, **kwargs)
+        x, *options = args
+
+        def call(x: jax.Array) -> Any:
+            return next_fun(x, *options, **kwargs)
+
         for wrapper in wrappers:
             call = functools.partial(wrapper, context.module, call)
-        return call(_replaced(name, args[0], shown), *args[1:])
+        return call(_replaced(name, x, shown))
 
     with nn.intercept_methods(interceptor):
         return module.apply(variables, *inputs, **options)

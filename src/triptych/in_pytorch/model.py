@@ -140,7 +140,7 @@ class Model:
         # An attribute of the instance shadows the method of its class; interceptions nest.
         attributes, call = vars(module), module.forward
         before = attributes.get("forward")
-        attributes["forward"] = lambda x, **options: wrapper(module, partial(call, **options), x)
+        attributes["forward"] = partial(_intercepted, wrapper, module, call)  # of a partial, a copy of the module has a copy, too
         try:
             yield
         finally:
@@ -185,6 +185,10 @@ class Model:
 
     def _replaced_input(self, name: str, x: Tensor) -> contextlib.AbstractContextManager[Any]:
         return self.layer(name).register_forward_pre_hook(lambda module, inputs: (x,))
+
+
+def _intercepted(wrapper: Callable[..., Any], module: nn.Module, call: Callable[..., Any], x: Tensor, **options: Any) -> Any:
+    return wrapper(module, partial(call, **options), x)
 
 
 def _record(seen: dict[str, Tensor], name: str, module: nn.Module, inputs: Any, output: Tensor) -> None:
