@@ -8,7 +8,7 @@ from collections.abc import AsyncIterator, Callable
 from concurrent.futures import ThreadPoolExecutor
 from importlib import resources
 from time import perf_counter
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 from starlette.applications import Starlette
@@ -30,6 +30,7 @@ from triptych.serving.metrics import Metrics
 from triptych.serving.options import Options, Refused, busy
 
 TOP = 5
+Result = TypeVar("Result")
 PAGE_HEADERS = {
     "content-security-policy": "default-src 'none'; script-src 'unsafe-inline'; style-src 'unsafe-inline'; "
     "img-src blob:; connect-src 'self'",
@@ -63,9 +64,12 @@ class Service:
 
     async def logits(self, images: np.ndarray) -> Answer:
         """Through the queue. Raises Refused: 503 when it is full, 504 when the answer took too long."""
+        return await self._in_time(self.batcher.submit(images))
+
+    async def _in_time(self, result: asyncio.Future[Result]) -> Result:
         try:
             async with asyncio.timeout(self.options.request_seconds):
-                return await self.batcher.submit(images)
+                return await result
         except TimeoutError:
             raise Refused(504, f"no answer within {self.options.request_seconds:g} s", 1) from None
 
@@ -76,7 +80,7 @@ class Service:
         self._uploads += 1
         try:
             given = data, self.served.spec.preprocessing, self.options.max_pixels
-            image = await asyncio.get_running_loop().run_in_executor(self._decoders, prepared, *given)
+            image = await self._in_time(asyncio.get_running_loop().run_in_executor(self._decoders, prepared, *given))
         finally:
             self._uploads -= 1
         return (image.transpose(2, 0, 1) if self.served.channels_first else image)[None]

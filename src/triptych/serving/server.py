@@ -34,8 +34,9 @@ class Server(uvicorn.Server):
         return int(self.servers[0].sockets[0].getsockname()[1])
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
-        """A first signal lets the requests that are there finish; a second one does not wait for them."""
-        self.force_exit, self.should_exit = self.should_exit, True
+        """The requests that are there finish; a second interrupt from the keyboard does not wait for them."""
+        self.force_exit = self.should_exit and sig == signal.SIGINT
+        self.should_exit = True
         self._service.ready = False
 
     @contextlib.contextmanager
@@ -89,7 +90,12 @@ def server(service: Service, host: str, port: int) -> Server:
             if self.conn.their_state is not h11.IDLE:
                 self._rest()
             elif self._head is None:
-                self._head = self.loop.call_later(head_seconds, self.transport.close)
+                self._head = self.loop.call_later(head_seconds, self._give_up)
+
+        def _give_up(self) -> None:
+            if self.conn.trailing_data[0]:
+                self.transport.write(b"HTTP/1.1 408 Request Timeout\r\nconnection: close\r\ncontent-length: 0\r\n\r\n")
+            self.transport.close()
 
         def _rest(self) -> None:
             if self._head is not None:
