@@ -30,6 +30,8 @@ from triptych.serving.metrics import Metrics
 from triptych.serving.options import Options, Refused, busy
 
 TOP = 5
+AT_ONCE = 2**16
+"""Bytes of a body that are parsed without a thread of their own, which would cost more."""
 Result = TypeVar("Result")
 PAGE_HEADERS = {
     "content-security-policy": "default-src 'none'; script-src 'unsafe-inline'; style-src 'unsafe-inline'; "
@@ -126,8 +128,8 @@ async def infer(service: Service, request: Request) -> Response:
     """Inference on preprocessed images."""
     service.check_model(request)
     async with service.bodies.read(request) as body:
-        head_length = request.headers.get(protocol.HEAD_LENGTH)
-        asked = await asyncio.to_thread(protocol.parsed, body, head_length, service.served.shape, service.options.max_batch)
+        given = body, request.headers.get(protocol.HEAD_LENGTH), service.served.shape, service.options.max_batch
+        asked = protocol.parsed(*given) if len(body) <= AT_ONCE else await asyncio.to_thread(protocol.parsed, *given)
         answer = await service.logits(asked.images)
     content, headers = protocol.response(service.served.name, asked, answer.logits)
     return Response(content, headers=headers)
