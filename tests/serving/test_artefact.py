@@ -12,7 +12,7 @@ from triptych.cli.serve import serve_command
 from triptych.core import catalog, contract
 from triptych.core.difference import scaled_error
 from triptych.core.errors import InputRefused, UsageError
-from triptych.core.spec import Preprocessing
+from triptych.core.spec import Preprocessing, to_dict
 from triptych.core.tolerance import NORMALIZED_PIXEL
 from triptych.serving import artefact
 from triptych.serving.images import normalized, resized
@@ -41,6 +41,7 @@ def test_what_was_altered_is_not_served(written, tmp_path):
         ({"format": "saved_model"}, UsageError, "what can be served is onnx and onnx_opset11"),
         ({"passed": False}, InputRefused, "passed its verification"),
         ({"spec": {"family": "other"}}, InputRefused, "describes no model"),
+        ({"spec": to_dict(catalog.get_spec("text_image"))}, UsageError, "cannot be fed with images alone"),
         ({"source": "elsewhere"}, InputRefused, "names 'elsewhere'"),
     ],
 )

@@ -11,7 +11,7 @@ import numpy as np
 
 from triptych.core import catalog
 from triptych.core.errors import InputRefused, UsageError
-from triptych.core.spec import Spec, from_dict
+from triptych.core.spec import ImageSpec, from_dict
 from triptych.data import imagenet
 from triptych.export import matrix, record, runtimes
 
@@ -26,7 +26,7 @@ class Served:
     """A model ready to run: `run` takes a batch (N, *shape) float32 in the file's own layout and gives logits (N, classes)."""
 
     name: str
-    spec: Spec
+    spec: ImageSpec
     source: str
     shape: tuple[int, int, int]
     labels: tuple[str, ...] | None
@@ -68,8 +68,8 @@ def find(directory: Path) -> Path:
 def load(directory: Path) -> Served:
     """Verify the artefact of a directory and open it.
 
-    Raises UsageError for a format that is not served, InputRefused for files that are not what was exported, and FrameworkMissing without
-    ONNX Runtime.
+    Raises UsageError for a format that is not served, or a model that images alone do not feed; InputRefused for files that are not
+    what was exported; FrameworkMissing without ONNX Runtime.
     """
     directory = find(directory)
     kept = record.read(directory)
@@ -84,9 +84,9 @@ def load(directory: Path) -> Served:
     return Served(spec.name, spec, source, shape, labels(spec), run, runtimes.load(RUNTIME).versions())
 
 
-def _told(directory: Path, kept: dict[str, Any]) -> tuple[Spec, str]:
+def _told(directory: Path, kept: dict[str, Any]) -> tuple[ImageSpec, str]:
     try:
-        spec, source = from_dict(kept["spec"]), str(kept["source"])
+        spec, source = catalog.fed_by_images(from_dict(kept["spec"])), str(kept["source"])
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise InputRefused(f"{directory / record.NAME} describes no model of ours ({type(error).__name__}: {error})") from None
     if source not in matrix.SOURCES:
@@ -94,7 +94,7 @@ def _told(directory: Path, kept: dict[str, Any]) -> tuple[Spec, str]:
     return spec, source
 
 
-def labels(spec: Spec) -> tuple[str, ...] | None:
+def labels(spec: ImageSpec) -> tuple[str, ...] | None:
     """The names of the classes where they are known: a thousand classes of images prepared as ImageNet's are ImageNet's."""
     is_imagenet = spec.num_classes == len(imagenet.classes()) and spec.preprocessing == catalog.IMAGENET
     return imagenet.names() if is_imagenet else None
