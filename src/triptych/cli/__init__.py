@@ -26,6 +26,7 @@ COMMANDS = {
     "predict": ("predict", "Classify image files."),
     "evaluate": ("evaluate", "Measure top-1 and top-5 accuracy on a data set, in one framework or in several."),
     "export": ("export", "Write a model for other runtimes, each file verified in its own before it is handed over."),
+    "serve": ("serve", "Serve an exported model: the Open Inference Protocol, and an upload of images."),
     "bench": ("bench", "Time proven models against each other; find what became slower."),
     "profile": ("profile", "Trace one step in each framework, and tell where its time goes."),
     "worker": ("worker", "Be the host of one framework's worker processes: what a container of compose.yaml runs."),

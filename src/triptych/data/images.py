@@ -55,16 +55,16 @@ def _open_without_waiting(path: str, flags: int) -> int:
     return os.open(path, flags | getattr(os, "O_NONBLOCK", 0))
 
 
-def vet(data: bytes, name: str, channels: int) -> bytes:
+def vet(data: bytes, name: str, channels: int, max_pixels: int = MAX_PIXELS) -> bytes:
     """JPEG or PNG bytes that are safe and that the three native decoders turn into equal (H, W, `channels`) pixels.
 
     `channels` is 3 (RGB) or 1 (grey). Raises InputRefused, starting with `name`, for anything that is not a whole JPEG or PNG, has
-    more than 64 megapixels (read off the header before anything is decoded) or is a hundred times longer than wide.
+    more than `max_pixels` (64 megapixels; read off the header before anything is decoded) or is a hundred times longer than wide.
     """
     header = _header(data, name)
-    _check_size(name, *header.size)
+    _check_size(name, *header.size, max_pixels)
     image = _decoded(data, name)
-    _check_size(name, *image.size)
+    _check_size(name, *image.size, max_pixels)
     if header.common and image.mode in (("RGB", "L") if channels == 3 else ("L",)) and _upright(image):
         return data
     return _as_png(image, channels)
@@ -130,11 +130,11 @@ def _looks_like(data: bytes) -> str:
     return next((f" (it looks like {kind})" for start, kind in kinds.items() if data.startswith(start)), "")
 
 
-def _check_size(name: str, width: int, height: int) -> None:
+def _check_size(name: str, width: int, height: int, max_pixels: int) -> None:
     if width < 1 or height < 1:
         raise InputRefused(f"{name}: an image of {width} x {height} pixels")
-    if width * height > MAX_PIXELS:
-        raise InputRefused(f"{name}: {width} x {height} pixels are more than {MAX_PIXELS:,} (a decompression bomb?); scale it down first")
+    if width * height > max_pixels:
+        raise InputRefused(f"{name}: {width} x {height} pixels are more than {max_pixels:,} (a decompression bomb?); scale it down first")
     if max(width, height) > MAX_ASPECT * min(width, height):
         raise InputRefused(f"{name}: {width} x {height} is more than {MAX_ASPECT} times longer than wide; crop it first")
 

@@ -1,0 +1,1 @@
+"""`triptych serve`: an exported model behind the Open Inference Protocol, version 2, and an upload of images."""

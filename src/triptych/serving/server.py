@@ -1,0 +1,119 @@
+"""The server's process: uvicorn around the routes, and a graceful end on SIGTERM and SIGINT."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import signal
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+import h11
+import uvicorn
+from uvicorn.protocols.http.h11_impl import H11Protocol
+
+from triptych.core.errors import UsageError
+from triptych.serving import artefact, logs
+from triptych.serving.app import Service, application
+from triptych.serving.options import Options
+
+
+class Server(uvicorn.Server):
+    """uvicorn's server, which drains on a signal and then ends as if nobody had asked: the process's exit code is 0."""
+
+    def __init__(self, config: uvicorn.Config, service: Service) -> None:
+        super().__init__(config)
+        self._service = service
+
+    @property
+    def port(self) -> int:
+        """The port it listens on, once started."""
+        return int(self.servers[0].sockets[0].getsockname()[1])
+
+    def handle_exit(self, sig: int, frame: FrameType | None) -> None:
+        """The requests that are there finish; a second interrupt from the keyboard does not wait for them."""
+        self.force_exit = self.should_exit and sig == signal.SIGINT
+        self.should_exit = True
+        self._service.ready = False
+
+    @contextlib.contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        """As uvicorn's, but the signal is not raised again at the end."""
+        if threading.current_thread() is not threading.main_thread():
+            yield
+            return
+        before = {sig: signal.signal(sig, self.handle_exit) for sig in (signal.SIGINT, signal.SIGTERM)}
+        try:
+            yield
+        finally:
+            for sig, handler in before.items():
+                signal.signal(sig, handler)
+
+    async def startup(self, sockets: list[Any] | None = None) -> None:
+        """Listen, and say where."""
+        await super().startup(sockets)
+        served = self._service.served
+        logs.event("ready", url=f"http://{self.config.host}:{self.port}", model=served.name, source=served.source, versions=served.versions)
+
+    async def shutdown(self, sockets: list[Any] | None = None) -> None:
+        """Stop listening, finish what is there, and say so."""
+        logs.event("draining", seconds=self.config.timeout_graceful_shutdown)
+        await super().shutdown(sockets)
+        logs.event("ended")
+
+
+def server(service: Service, host: str, port: int) -> Server:
+    """A server that has not started. Limits that are the connection's are set here, those of a request in the routes."""
+    head_seconds = service.options.head_seconds
+
+    class Impatient(H11Protocol):
+        """A connection that is closed when a request's head, once begun, is not there in time."""
+
+        _head: asyncio.TimerHandle | None = None
+
+        def connection_made(self, transport: Any) -> None:
+            super().connection_made(transport)
+            self._watch()
+
+        def data_received(self, data: bytes) -> None:
+            super().data_received(data)
+            self._watch()
+
+        def connection_lost(self, exc: Exception | None) -> None:
+            self._rest()
+            super().connection_lost(exc)
+
+        def _watch(self) -> None:
+            if self.conn.their_state is not h11.IDLE:
+                self._rest()
+            elif self._head is None:
+                self._head = self.loop.call_later(head_seconds, self._give_up)
+
+        def _give_up(self) -> None:
+            if self.conn.trailing_data[0]:
+                self.transport.write(b"HTTP/1.1 408 Request Timeout\r\nconnection: close\r\ncontent-length: 0\r\n\r\n")
+            self.transport.close()
+
+        def _rest(self) -> None:
+            if self._head is not None:
+                self._head.cancel()
+                self._head = None
+
+    config = uvicorn.Config(
+        application(service), host=host, port=port, loop="asyncio", http=Impatient, ws="none", lifespan="on", log_config=None,
+        access_log=False, proxy_headers=False, server_header=False, timeout_graceful_shutdown=service.options.drain_seconds,
+    )  # fmt: skip
+    return Server(config, service)
+
+
+def run(directory: Path, host: str, port: int, options: Options) -> None:
+    """Serve until a signal ends it. Raises what `artefact.load` does, and UsageError when the address cannot be had."""
+    logs.configure()
+    service = Service(artefact.load(directory), options)
+    try:
+        server(service, host, port).run()
+    except SystemExit:  # uvicorn's word for an address that is taken, which it has logged
+        raise UsageError(f"cannot listen on {host}:{port}; choose another --port or --host") from None
