@@ -72,17 +72,18 @@ def apply(
         wrappers = [item.wrapper for item in interceptions if item.layer == name]
         if context.method_name != "__call__" or not (wrappers or name in shown):
             return next_fun(*args, **kwargs)
-        x, *options = args
-
-        def call(x: jax.Array) -> Any:
-            return next_fun(x, *options, **kwargs)
-
+        x, *others = args
+        call = functools.partial(_called, next_fun, others, **kwargs)
         for wrapper in wrappers:
             call = functools.partial(wrapper, context.module, call)
         return call(_replaced(name, x, shown))
 
     with nn.intercept_methods(interceptor):
         return module.apply(variables, *inputs, **options)
+
+
+def _called(next_fun: Callable[..., Any], others: Sequence[Any], x: jax.Array, **options: Any) -> Any:
+    return next_fun(x, *others, **options)
 
 
 def _replaced(name: str, x: jax.Array, inputs: Mapping[str, jax.Array]) -> jax.Array:
