@@ -73,7 +73,7 @@ def apply(
         if context.method_name != "__call__" or not (wrappers or name in shown):
             return next_fun(*args, **kwargs)
         x, *others = args
-        call = functools.partial(_called, next_fun, others, **kwargs)
+        call: Callable[..., Any] = functools.partial(_called, next_fun, others, **kwargs)
         for wrapper in wrappers:
             call = functools.partial(wrapper, context.module, call)
         return call(_replaced(name, x, shown))
