@@ -140,6 +140,13 @@ def computed(model: artefact.Served) -> dict[str, float]:
     return found
 
 
+def busy_seconds(servers: dict[str, Served]) -> float:
+    """What the machine's cores have computed for others than these servers and this script, since it started."""
+    user, nice, system, _, _, irq, softirq, steal = map(int, Path("/proc/stat").read_text().split()[1:9])
+    ours = sum(served.cpu_seconds() for served in servers.values()) + time.process_time()
+    return (user + nice + system + irq + softirq + steal) / os.sysconf("SC_CLK_TCK") - ours
+
+
 def measured(servers: dict[str, Served], sent: bytes, given: argparse.Namespace) -> dict[str, Any]:
     """The turns, and what they come to."""
     rates: dict[str, list[float]] = {kind: [] for kind in KINDS}
@@ -149,6 +156,7 @@ def measured(servers: dict[str, Served], sent: bytes, given: argparse.Namespace)
     for served in servers.values():
         turn(served.port, sent, given.clients, min(2.0, given.seconds))
     before = {kind: served.memory() for kind, served in servers.items()}
+    others, started = busy_seconds(servers), time.perf_counter()
     for number in range(given.rounds):
         for kind in list(KINDS)[:: 1 if number % 2 else -1]:
             began = servers[kind].cpu_seconds()
@@ -160,10 +168,11 @@ def measured(servers: dict[str, Served], sent: bytes, given: argparse.Namespace)
             sys.stdout.write(
                 f"round {number + 1}: {kind:<10}{rate:8.1f} answers/s, {spent[kind][-1] * 1e3:.2f} ms of processor an answer\n"
             )
+    others = (busy_seconds(servers) - others) / (time.perf_counter() - started) / (os.cpu_count() or 1)
     ratio, interval = paired_interval(rates["batched"], rates["unbatched"])
     rows = {kind: told(rates[kind], latencies[kind], statuses[kind]) | {"cpu_seconds_an_answer": spent[kind]} for kind in KINDS}
     memory = {kind: {"before": before[kind], "after": served.memory()} for kind, served in servers.items()}
-    return {"batched_over_unbatched": ratio, "interval": interval, "rows": rows, "resident_bytes": memory}
+    return {"batched_over_unbatched": ratio, "interval": interval, "rows": rows, "resident_bytes": memory, "others_share_of_cores": others}
 
 
 def main() -> None:

@@ -170,11 +170,11 @@ async def page(service: Service, request: Request) -> Response:
 
 _MODEL, _VERSIONED = "/v2/models/{model}", "/v2/models/{model}/versions/{version}"
 ROUTES: tuple[tuple[str, str, Endpoint], ...] = (
-    ("GET", "/", page), ("GET", "/metrics", metrics), ("POST", "/predict", predict), ("GET", "/v2", server),
+    *(("POST", f"{path}/infer", infer) for path in (_MODEL, _VERSIONED)),  # they are tried in this order
+    ("POST", "/predict", predict), ("GET", "/", page), ("GET", "/metrics", metrics), ("GET", "/v2", server),
     ("GET", "/v2/health/live", live), ("GET", "/v2/health/ready", ready),
     *(("GET", path, model) for path in (_MODEL, _VERSIONED)),
     *(("GET", f"{path}/ready", model_ready) for path in (_MODEL, _VERSIONED)),
-    *(("POST", f"{path}/infer", infer) for path in (_MODEL, _VERSIONED)),
 )  # fmt: skip
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
 import signal
 import threading
@@ -11,13 +10,12 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
-import h11
 import uvicorn
-from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from triptych.core.errors import UsageError
 from triptych.serving import artefact, logs
 from triptych.serving.app import Service, application
+from triptych.serving.connection import Connection
 from triptych.serving.options import Options
 
 
@@ -66,44 +64,15 @@ class Server(uvicorn.Server):
 
 
 def server(service: Service, host: str, port: int) -> Server:
-    """A server that has not started. Limits that are the connection's are set here, those of a request in the routes."""
-    head_seconds = service.options.head_seconds
+    """A server that has not started."""
 
-    class Impatient(H11Protocol):
-        """A connection that is closed when a request's head, once begun, is not there in time."""
+    class Connections(Connection):
+        """Connections of this server."""
 
-        _head: asyncio.TimerHandle | None = None
-
-        def connection_made(self, transport: Any) -> None:
-            super().connection_made(transport)
-            self._watch()
-
-        def data_received(self, data: bytes) -> None:
-            super().data_received(data)
-            self._watch()
-
-        def connection_lost(self, exc: Exception | None) -> None:
-            self._rest()
-            super().connection_lost(exc)
-
-        def _watch(self) -> None:
-            if self.conn.their_state is not h11.IDLE:
-                self._rest()
-            elif self._head is None:
-                self._head = self.loop.call_later(head_seconds, self._give_up)
-
-        def _give_up(self) -> None:
-            if self.conn.trailing_data[0]:
-                self.transport.write(b"HTTP/1.1 408 Request Timeout\r\nconnection: close\r\ncontent-length: 0\r\n\r\n")
-            self.transport.close()
-
-        def _rest(self) -> None:
-            if self._head is not None:
-                self._head.cancel()
-                self._head = None
+        head_seconds = service.options.head_seconds
 
     config = uvicorn.Config(
-        application(service), host=host, port=port, loop="asyncio", http=Impatient, ws="none", lifespan="on", log_config=None,
+        application(service), host=host, port=port, loop="asyncio", http=Connections, ws="none", lifespan="on", log_config=None,
         access_log=False, proxy_headers=False, server_header=False, timeout_graceful_shutdown=service.options.drain_seconds,
     )  # fmt: skip
     return Server(config, service)
