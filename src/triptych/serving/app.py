@@ -8,7 +8,7 @@ from collections.abc import AsyncIterator, Callable
 from concurrent.futures import ThreadPoolExecutor
 from importlib import resources
 from time import perf_counter
-from typing import Any, TypeVar
+from typing import Any, TypeVar, TypeVarTuple
 
 import numpy as np
 from starlette.applications import Starlette
@@ -31,8 +31,9 @@ from triptych.serving.options import Options, Refused, busy
 
 TOP = 5
 AT_ONCE = 2**16
-"""Bytes of a body that are parsed without a thread of their own, which would cost more."""
+"""Bytes of a body that are parsed at once; to hand it to a thread would take longer."""
 Result = TypeVar("Result")
+Given = TypeVarTuple("Given")
 PAGE_HEADERS = {
     "content-security-policy": "default-src 'none'; script-src 'unsafe-inline'; style-src 'unsafe-inline'; "
     "img-src blob:; connect-src 'self'",
@@ -82,10 +83,14 @@ class Service:
         self._uploads += 1
         try:
             given = data, self.served.spec.preprocessing, self.options.max_pixels
-            image = await self._in_time(asyncio.get_running_loop().run_in_executor(self._decoders, prepared, *given))
+            image = await self._in_time(self.aside(prepared, *given))
         finally:
             self._uploads -= 1
         return (image.transpose(2, 0, 1) if self.served.channels_first else image)[None]
+
+    def aside(self, work: Callable[[*Given], Result], *given: *Given) -> asyncio.Future[Result]:
+        """What takes long, in one of few threads: their number bounds the memory of what is unpacked."""
+        return asyncio.get_running_loop().run_in_executor(self._decoders, work, *given)
 
     def check_model(self, request: Request) -> None:
         """Raises Refused (404) for another model or version than the one that is served."""
@@ -129,7 +134,7 @@ async def infer(service: Service, request: Request) -> Response:
     service.check_model(request)
     async with service.bodies.read(request) as body:
         given = body, request.headers.get(protocol.HEAD_LENGTH), service.served.shape, service.options.max_batch
-        asked = protocol.parsed(*given) if len(body) <= AT_ONCE else await asyncio.to_thread(protocol.parsed, *given)
+        asked = protocol.parsed(*given) if len(body) <= AT_ONCE else await service.aside(protocol.parsed, *given)
         answer = await service.logits(asked.images)
     content, headers = protocol.response(service.served.name, asked, answer.logits)
     return Response(content, headers=headers)
