@@ -118,6 +118,22 @@ def test_pytorchs_program_is_one_of_onednn_graph_and_leaves_the_switch_alone() -
     assert not torch.jit.onednn_fusion_enabled()
 
 
+def test_threads_leave_the_precision_of_products_as_it_was() -> None:
+    pytest.importorskip("torch")
+    room = contract.load("pytorch")
+    import torch
+
+    whole = catalog.tiny(catalog.get_spec("resnet20"))
+    run = room.contender(whole, initialize.parity_weights(whole, 0, "float32"), "tuned", "inference").run
+    images = philox.normal("images", (8, *whole.input_shape)).astype(np.float32)
+    backends: Any = torch.backends
+    switches = (backends.cuda.matmul, backends.cudnn.conv, backends.cudnn.rnn, backends.mkldnn.matmul, backends.mkldnn.conv)
+    before = [switch.fp32_precision for switch in switches]
+    for _ in range(50):
+        run((images, np.zeros(8, np.int64)))
+        assert [switch.fp32_precision for switch in switches] == before
+
+
 def test_one_thread_is_set_for_this_thread_alone() -> None:
     pytest.importorskip("torch")
     contract.load("pytorch")

@@ -33,19 +33,22 @@ def program(model: Model, execution: Execution) -> tuple[Callable[[Inputs], np.n
     layout = torch.channels_last if execution.tuned else torch.contiguous_format
 
     def run(named: Named) -> np.ndarray:
-        with full_precision(), torch.no_grad():
+        with torch.no_grad():  # of this thread
             return np.asarray(native(*model.native_inputs(named, layout)).numpy())
 
     def share(named: Named) -> np.ndarray:
         with one_thread():
             return run(named)
 
+    whole = run if execution.compile else shared_out(share, run, torch.get_num_threads())
+
+    def checked(inputs: Inputs) -> np.ndarray:
+        with full_precision():  # of the process: two threads that set it and put it back would leave each other's setting
+            return whole(model.check_inputs(inputs))
+
     if execution.compile:
-        levers: tuple[str, ...] = ("torch.compile", *("channels-last", "folded BatchNorm", "freezing") * execution.tuned)
-        return lambda inputs: run(model.check_inputs(inputs)), levers
-    levers = ("channels-last", "folded BatchNorm", "oneDNN Graph through TorchScript", "every thread its own images")
-    shared = shared_out(share, run, torch.get_num_threads())
-    return lambda inputs: shared(model.check_inputs(inputs)), levers
+        return checked, ("torch.compile", *("channels-last", "folded BatchNorm", "freezing") * execution.tuned)
+    return checked, ("channels-last", "folded BatchNorm", "oneDNN Graph through TorchScript", "every thread its own images")
 
 
 @contextlib.contextmanager
