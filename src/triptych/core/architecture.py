@@ -24,6 +24,11 @@ class Architecture:
         """The layer table, in execution order."""
         raise NotImplementedError
 
+    @property
+    def branch_ends(self) -> frozenset[str]:
+        """The normalization layers that end a residual branch: none, but where a family says otherwise."""
+        return frozenset()
+
     def tensors(self) -> tuple[TensorSpec, ...]:
         """The whole state (parameters, statistics, counters), in state-dict order."""
         return tuple(tensor for layer in self.layers() for tensor in layer.tensors())
@@ -56,6 +61,11 @@ class ImageArchitecture(Architecture):
     def input_shape(self) -> tuple[int, int, int]:
         """(H, W, C) of one input image."""
         return (self.image_size, self.image_size, self.in_channels)
+
+    @property
+    def proof_image_size(self) -> int:
+        """Image size of the training rungs of a proof: the model's own, where no other fits its weights."""
+        return self.image_size
 
     def inputs(self) -> tuple[Input, ...]:
         """The images."""

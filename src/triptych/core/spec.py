@@ -199,16 +199,6 @@ class MLPSpec(ImageArchitecture):
     family = "mlp"
     head = "fc"
 
-    @property
-    def proof_image_size(self) -> int:
-        """Image size of the training rungs of a proof: the only one that fits the first layer."""
-        return self.image_size
-
-    @property
-    def branch_ends(self) -> frozenset[str]:
-        """The normalization layers that end a residual branch: there are none."""
-        return frozenset()
-
     def layers(self) -> tuple[Layer, ...]:
         """The layer table, in execution order."""
         return tuple(self._layers())

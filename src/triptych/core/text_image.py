@@ -51,11 +51,6 @@ class TextImageSpec(Architecture):
         """Image size of the training rungs of a proof: as all pixels are pooled, 32 show what 224 do."""
         return min(self.image_size, max(32, self.kernel))
 
-    @property
-    def branch_ends(self) -> frozenset[str]:
-        """The normalization layers that end a residual branch: there are none."""
-        return frozenset()
-
     def inputs(self) -> tuple[Input, ...]:
         """The text, then the image."""
         return (Input("text", "tokens", (self.length,), self.vocabulary), Input("image", "image", self.input_shape))

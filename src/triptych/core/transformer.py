@@ -39,16 +39,6 @@ class ViTSpec(ImageArchitecture):
         """Length of the sequence: the patches and the class token before them."""
         return (self.image_size // self.patch_size) ** 2 + 1
 
-    @property
-    def proof_image_size(self) -> int:
-        """Image size of the training rungs of a proof: the only one that fits the learned positions."""
-        return self.image_size
-
-    @property
-    def branch_ends(self) -> frozenset[str]:
-        """The normalization layers that end a residual branch: there are none, they begin it."""
-        return frozenset()
-
     def tensors(self) -> tuple[TensorSpec, ...]:
         """The whole state, in timm's state-dict order: what belongs to the network itself comes first."""
         return tuple(sorted(ImageArchitecture.tensors(self), key=lambda tensor: "." in tensor.name))
@@ -96,11 +86,6 @@ class TransformerBlockSpec(Architecture):
     def output_shape(self) -> tuple[int, ...]:
         """(tokens, width) of one sample."""
         return (self.tokens, self.width)
-
-    @property
-    def branch_ends(self) -> frozenset[str]:
-        """The normalization layers that end a residual branch: there are none, they begin it."""
-        return frozenset()
 
     def inputs(self) -> tuple[Input, ...]:
         """The features of every token."""
