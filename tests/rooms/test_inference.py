@@ -118,6 +118,29 @@ def test_pytorchs_program_is_one_of_onednn_graph_and_leaves_the_switch_alone() -
     assert not torch.jit.onednn_fusion_enabled()
 
 
+def test_pytorchs_compiled_program_has_its_weights_as_constants_packed_for_onednn() -> None:
+    pytest.importorskip("torch")
+    contract.load("pytorch")
+    import torch
+
+    from triptych.in_pytorch import create_model
+    from triptych.in_pytorch.inference import Frozen
+
+    whole = catalog.tiny(catalog.get_spec("resnet20"))
+    folded, weights = fold(whole, initialize.parity_weights(whole, 0, "float32"))
+    native = create_model(folded, weights, precision="float32", device="cpu").native.to(memory_format=torch.channels_last)
+    program, x = Frozen(native), torch.ones(2, 3, *whole.input_shape[:2]).contiguous(memory_format=torch.channels_last)
+    with torch.no_grad():
+        expected = native(x)
+        program(x)
+        with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as profile:
+            found = program(x)
+    assert scaled_error(found.numpy(), expected.numpy()) <= LOGITS_FLOAT32
+    ran = {event.key for event in profile.key_averages()}
+    assert "mkldnn::_convolution_pointwise" in ran
+    assert "aten::convolution" not in ran, "inductor was not told that the weights are constants"
+
+
 def test_threads_leave_the_precision_of_products_as_it_was() -> None:
     pytest.importorskip("torch")
     room = contract.load("pytorch")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import copy
 import threading
 import warnings
 from collections.abc import Callable, Iterator
@@ -21,13 +22,13 @@ from triptych.in_pytorch.model import Model, full_precision
 def program(model: Model, execution: Execution) -> tuple[Callable[[Inputs], np.ndarray], tuple[str, ...]]:
     """Inputs -> logits, (N, classes), of a model whose BatchNorm is folded where it is `tuned`, and the levers it pulls.
 
-    Tuned: channels-last and oneDNN Graph, every thread with its own samples; or, where it compiles, constant weights (inductor's freezing).
+    Tuned: channels-last, every thread with its own samples, through oneDNN Graph or, where it compiles, inductor with constant weights.
     """
     native: Any = model.native
     if execution.tuned:
         native = native.to(memory_format=torch.channels_last)
     if execution.compile:
-        native = torch.compile(native, options={"freezing": True} if execution.tuned else None)
+        native = Frozen(native) if execution.tuned else torch.compile(native)
     elif execution.tuned:
         native = OneDNNGraph(native)
     layout = torch.channels_last if execution.tuned else torch.contiguous_format
@@ -40,15 +41,16 @@ def program(model: Model, execution: Execution) -> tuple[Callable[[Inputs], np.n
         with one_thread():
             return run(named)
 
-    whole = run if execution.compile else shared_out(share, run, torch.get_num_threads())
+    whole = shared_out(share, run, torch.get_num_threads()) if execution.tuned else run
 
     def checked(inputs: Inputs) -> np.ndarray:
         with full_precision():  # of the process: two threads that set it and put it back would leave each other's setting
             return whole(model.check_inputs(inputs))
 
-    if execution.compile:
-        return checked, ("torch.compile", *("channels-last", "folded BatchNorm", "freezing") * execution.tuned)
-    return checked, ("channels-last", "folded BatchNorm", "oneDNN Graph through TorchScript", "every thread its own images")
+    if not execution.tuned:
+        return checked, ("torch.compile",)
+    way = ("torch.compile", "freezing") if execution.compile else ("oneDNN Graph through TorchScript",)
+    return checked, (*way, "channels-last", "folded BatchNorm", "every thread its own images")
 
 
 @contextlib.contextmanager
@@ -62,32 +64,57 @@ def one_thread() -> Iterator[None]:
         torch.set_num_threads(before)
 
 
-class OneDNNGraph:
-    """A module in eval mode, run by oneDNN Graph: chains of convolution, addition and ReLU as one kernel each, in layouts of its choice.
-
-    Inductor calls the same convolutions with channels-last activations, which costs them a sixth of their speed on AVX-512. TorchScript is
-    deprecated, and still PyTorch's only way to oneDNN Graph. A program is made for each shape that comes, with weights of its own.
-    """
+class EveryShape:
+    """A module in eval mode as one program for each shape; `compiled` makes it, never two at once: the switches are the process's."""
 
     def __init__(self, native: nn.Module) -> None:
         self.native = native
-        self.programs: dict[tuple[torch.Size, ...], Callable[..., Tensor]] = {}
+        self.programs: dict[tuple[Any, ...], Callable[..., Tensor]] = {}
         self.lock = threading.Lock()
 
     def __call__(self, *inputs: Tensor) -> Tensor:
-        """What the module returns; the first call of a shape compiles."""
-        shapes = tuple(x.shape for x in inputs)
-        with self.lock:  # the switch is the process's
-            if shapes not in self.programs:
-                self.programs[shapes] = self._compiled(inputs)
-        return self.programs[shapes](*inputs)
+        """What the module returns; the first call of a shape, and of a number of threads, compiles."""
+        key = (torch.get_num_threads(), *(x.shape for x in inputs))
+        with self.lock:
+            if key not in self.programs:
+                self.programs[key] = self.compiled(inputs)
+        return self.programs[key](*inputs)
 
-    def _compiled(self, example: tuple[Tensor, ...]) -> Callable[..., Tensor]:
+    def compiled(self, example: tuple[Tensor, ...]) -> Callable[..., Tensor]:
+        """The program for inputs of these shapes, with weights of its own."""
+        raise NotImplementedError
+
+
+class OneDNNGraph(EveryShape):
+    """Run by oneDNN Graph: chains of convolution, addition and ReLU as one kernel each, in layouts of its choice.
+
+    TorchScript is deprecated, and still PyTorch's only way to oneDNN Graph.
+    """
+
+    def compiled(self, example: tuple[Tensor, ...]) -> Callable[..., Tensor]:
+        """Traced, frozen, and called until it is compiled."""
         with onednn_graph(), warnings.catch_warnings():
             warnings.simplefilter("ignore", FutureWarning)  # of TorchScript's deprecation
             made = torch.jit.freeze(torch.jit.trace(self.native, example, check_trace=False))
             for _ in range(2):  # TorchScript looks at the shapes of a first call, and compiles for them in the second
                 made(*example)
+        return made
+
+
+class Frozen(EveryShape):
+    """Compiled by inductor with its weights as constants: convolutions have theirs packed once, and take ReLU and addition in.
+
+    The switch is inductor's configuration, not an option of `torch.compile`: that one reaches inductor, but Dynamo, which decides whether
+    parameters become constants, asks the configuration, and the program is then compiled as if nobody had asked (torch 2.14).
+    """
+
+    def compiled(self, example: tuple[Tensor, ...]) -> Callable[..., Tensor]:
+        """A copy of its own for each number of threads, which inductor writes into its loops."""
+        from torch._inductor import config as inductor_config  # importing it loads the compiler
+
+        made: Callable[..., Tensor] = torch.compile(copy.deepcopy(self.native), dynamic=False)
+        with inductor_config.patch({"freezing": True, "cpp.threads": torch.get_num_threads()}):
+            made(*example)
         return made
 
 
