@@ -18,6 +18,7 @@ from triptych.report.blocks import Block, Cell, Note, Picture, Table, Text
 from triptych.report.debugging import debugging
 from triptych.report.evidence import Evidence, from_dict, to_dict
 from triptych.report.expected import EXPECTED, expected
+from triptych.report.exported import exported
 from triptych.report.performance import performance
 from triptych.report.verdict import Claim
 
@@ -83,6 +84,30 @@ def group(part: str, seconds: dict[str, float]) -> dict[str, Any]:
     return {"schema": 1, "groups": [{"key": f"{part}/8", "setting": setting, "lanes": lanes, "twin": None}]}
 
 
+def artefact(source: str, kind: str, runtime: str, seconds: float, error: float = 3e-7) -> dict[str, Any]:
+    def call(batch: int) -> dict[str, Any]:
+        return {
+            "median_seconds": seconds * batch, "interval": [0.99 * seconds * batch, 1.01 * seconds * batch],
+            "images_per_second": 1 / seconds, "times_the_fastest": seconds, "times_the_fastest_interval": [0.98 * seconds, 1.02 * seconds],
+        }  # fmt: skip
+
+    return {
+        "source": source, "format": kind, "runtime": runtime, "model": "resnet50", "passed": True, "worst_error": error, "bytes": 2**20,
+        "load_seconds": 0.5, "latency": {"1": call(1), "7": call(7)}, "failure": None, "unavailable": None, "unknown_to_us": 1,
+    }  # fmt: skip
+
+
+def exports(jpeg: bool = True, only: str = "") -> dict[str, Any]:
+    """A record of the matrix of exports: ONNX Runtime first, OpenVINO 1.01 of it and not told apart, LiteRT in int8 before both."""
+    rows = [
+        artefact("pytorch", "onnx", "onnxruntime", 1.0), artefact("pytorch", "openvino", "openvino", 1.01),
+        artefact("tensorflow", "onnx", "onnxruntime", 1.1), artefact("tensorflow", "saved_model", "saved_model", 2.0),
+        artefact("tensorflow", "tflite_float16", "litert", 0.7, 4e-4), artefact("jax", "stablehlo", "stablehlo", 3.0),
+    ]  # fmt: skip
+    rows[3]["serve_images"] = {"passed": True} if jpeg else None
+    return {"environment": ENVIRONMENT, "rows": [row for row in rows if only in row["source"]]}
+
+
 def whole() -> dict[str, Any]:
     """A record of each part, under its path, in which every bar holds and JAX is what the chapter expects."""
     profiled = {"model": "resnet50", "mode": "training_step", "lane": "default", "batch_size": 8, "environment": ENVIRONMENT}
@@ -105,6 +130,7 @@ def whole() -> dict[str, Any]:
         },
         "transformer/passes.json": group("passes", {"pytorch/eager": 2.0, "jax/eager": 3.0, "jax/jit": 1.0, "tensorflow/eager": 2.0}),
         "transformer/vmap.json": group("vmap", {"jax/jit loop": 2.0, "jax/jit vmap": 1.0, "jax/jit batched": 1.0}),
+        "export/matrix.json": exports(),
         "speed/step.json": {"rows": speeds},
     }  # fmt: skip
 
@@ -168,7 +194,7 @@ def test_a_bar_without_one_of_its_sides_is_not_shown(absent: str, tmp_path: Path
 def test_an_empty_folder_names_every_command_and_claims_nothing(tmp_path: Path) -> None:
     evidence = evidence_of(tmp_path, {})
     assert {claim.holds for claim in bars(evidence)} == {None}
-    notes = [block.text for block in [*performance(evidence), *debugging(evidence)] if isinstance(block, Note)]
+    notes = [block.text for block in [*performance(evidence), *debugging(evidence), *exported(evidence)] if isinstance(block, Note)]
     asked = {part: command for part, command in measurements.COMMANDS.items() if part not in ("passes", "vmaps")}
     assert all(any(command in note for note in notes) for command in asked.values())
     table = next(block for block in expected(evidence) if isinstance(block, Table))
@@ -179,7 +205,7 @@ def test_an_empty_folder_names_every_command_and_claims_nothing(tmp_path: Path) 
 def test_every_part_has_its_table(tmp_path: Path) -> None:
     evidence = evidence_of(tmp_path, whole())
     assert not [part for part in evidence.missing if part in measurements.COMMANDS and part != "bench_quick"]
-    shown = [*performance(evidence), *debugging(evidence)]
+    shown = [*performance(evidence), *debugging(evidence), *exported(evidence)]
     captions = " ".join(block.caption for block in shown if isinstance(block, (Table, Picture)))
     for words in (
         "what was asked",
@@ -188,7 +214,8 @@ def test_every_part_has_its_table(tmp_path: Path) -> None:
         "first step",
         "profiled iteration",
         "shape bug",
-        "deployed",
+        "exported to",
+        "Every artefact",
     ):
         assert words in captions
     words = text_of(shown)
@@ -216,6 +243,28 @@ def test_a_warm_compile_cache_is_told_and_shows_no_time_to_a_first_step(tmp_path
     assert any("No time to the first step" in block.text for block in shown if isinstance(block, Note))
 
 
+def test_exports_are_held_to_their_bounds_and_the_fastest_runtime_is_named(tmp_path: Path) -> None:
+    record = exports()
+    shown = list(exported(evidence_of(tmp_path, {**whole(), "export/matrix.json": record})))
+    claims = next(block for block in shown if isinstance(block, Table) and "asked" in block.caption)
+    assert [(line[1].text, line[3].text) for line in claims.rows] == [
+        ("5 of 5, the worst 3.0e-07", "holds"),
+        ("1 of 1, the worst 4.0e-04", "holds"),
+    ]
+    told = [block.text for block in shown if isinstance(block, Text)]
+    assert any(
+        "ONNX Runtime (pytorch-onnx) is first at batch 1: 1e+03 ms" in text and "not told apart from OpenVINO" in text for text in told
+    )
+    last = [block for block in shown if isinstance(block, Table)][-1]
+    assert last.rows[0][1].text == "LiteRT, float16 weights"
+    record["rows"][0] |= {"passed": False, "failure": "0.1 at batch 7, bound 1e-5", "latency": {}}
+    shown = list(exported(evidence_of(tmp_path, {**whole(), "export/matrix.json": record})))
+    claims = next(block for block in shown if isinstance(block, Table) and "asked" in block.caption)
+    assert [line[3].text for line in claims.rows] == ["fails", "holds"]
+    assert any(Cell("0.1 at batch 7, bound 1e-5", "fail") in line for block in shown if isinstance(block, Table) for line in block.rows)
+    assert any("No artefact was measured" in block.text for block in exported(Evidence()) if isinstance(block, Note))
+
+
 @pytest.mark.parametrize(
     ("change", "where", "verdict"),
     [
@@ -228,7 +277,10 @@ def test_a_warm_compile_cache_is_told_and_shows_no_time_to_a_first_step(tmp_path
         ({"bench/inference.json": bench("inference", {**SERVED, "jax/tuned": 0.9})}, "highest throughput", "differs"),
         ({}, "easiest to debug", "in part"),
         ({}, "less memory", "agrees"),
-        ({}, "deployment", "not measured"),
+        ({}, "deployment", "agrees"),
+        ({"export/matrix.json": exports(jpeg=False)}, "deployment", "undecided"),
+        ({"export/matrix.json": exports(only="pytorch")}, "deployment", "differs"),
+        ({"export/matrix.json": {"rows": []}}, "deployment", "not measured"),
     ],
 )
 def test_a_verdict_follows_from_the_records(change: dict[str, Any], where: str, verdict: str, tmp_path: Path) -> None:
@@ -254,6 +306,8 @@ def test_the_committed_records_are_read_and_survive_the_evidence() -> None:
         ("debugging/shape_bug.json", {"bugs": [1]}),
         ("transformer/passes.json", {"groups": [{}]}),
         ("transformer/vmap.json", {"groups": 3}),
+        ("export/matrix.json", {"rows": [{"source": "jax"}]}),
+        ("export/matrix.json", {"rows": [artefact("jax", "novel", "onnxruntime", 1.0)]}),
     ],
 )
 def test_a_file_that_is_no_record_is_refused_by_name(path: str, change: dict[str, Any], tmp_path: Path) -> None:

@@ -1,12 +1,10 @@
-"""The report's section on ease of debugging and on what a model can be deployed with: counted, not judged."""
+"""The report's section on ease of debugging: counted, not judged."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 
-from triptych.bench.suite import EXPORTER
 from triptych.core.contract import FRAMEWORKS
-from triptych.export.runtimes import RUNTIMES
 from triptych.report.blocks import Block, Cell, Note, Table, Text
 from triptych.report.evidence import Evidence
 from triptych.report.measured import Performance, Profiled, ShapeError, Suite, Timed
@@ -45,7 +43,6 @@ def debugging(evidence: Evidence) -> Iterator[Block]:
         yield from _shape_errors(found, commands.get("shape_errors"))
     else:
         yield Note(f"No errors of planted shape bugs: {evidence.why_missing('shape_errors')}.")
-    yield _deployment()
 
 
 def first_step(suite: Suite, row: Timed) -> float | None:
@@ -139,19 +136,3 @@ def _shape_error(error: ShapeError) -> tuple[Cell, ...]:
 def _beginning(message: str, most: int = 260) -> str:
     flat = " ".join(message.split())
     return flat if len(flat) <= most else flat[:most].rpartition(" ")[0] + " …"
-
-
-def _deployment() -> Table:
-    """What the code of today has, read from its tables; a row that is all `no` is not there yet."""
-    names = list(FRAMEWORKS)
-    rows = [
-        (Cell("canonical checkpoint, read and written by all"), *[YES] * len(names)),
-        (Cell("runs eagerly"), *(Cell("op by op", "open") if name == "jax" else YES for name in names)),
-        (Cell("compiled by the framework"), *(Cell("always", "pass") if name == "jax" else YES for name in names)),
-        *(
-            (Cell(f"exported for {row.title}, its outputs checked"), *(YES if name == EXPORTER else NO for name in names))
-            for row in RUNTIMES.values()
-        ),
-    ]
-    caption = "What a model of each framework can be deployed with today"
-    return Table(caption, columns("feature", *(brief(name) for name in names)), tuple(rows), "triptych bench inference --dry-run")

@@ -15,6 +15,7 @@ from triptych.report.blocks import Block, Cell, Note, Picture, Section, Table, T
 from triptych.report.debugging import debugging
 from triptych.report.evidence import Certificate, Context, Curves, Evidence, Fault, FaultTable, Training
 from triptych.report.expected import expected
+from triptych.report.exported import exported
 from triptych.report.lines import MODEL_FILES
 from triptych.report.on_record import on_record
 from triptych.report.performance import performance
@@ -34,7 +35,8 @@ def sections(evidence: Evidence, verdict: Verdict) -> tuple[Section, ...]:
         Section("faults", "The proof can fail", tuple(_faults(evidence))),
         Section("record", "The training system, on record", tuple(on_record(evidence))),
         Section("performance", "Performance", tuple(performance(evidence))),
-        Section("debugging", "Debugging and deployment", tuple(debugging(evidence))),
+        Section("debugging", "Debugging", tuple(debugging(evidence))),
+        Section("exports", "Exports and runtimes", tuple(exported(evidence))),
         Section("expected", "Expected and measured", tuple(expected(evidence))),
         Section("cost", "What it costs", tuple(_cost(evidence))),
         Section("reproduce", "How to reproduce it", tuple(_reproduce(evidence))),

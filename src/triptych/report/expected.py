@@ -221,6 +221,22 @@ def _first_steps(evidence: Evidence) -> dict[str, float]:
     return {}
 
 
+def _deployment(evidence: Evidence) -> Finding:
+    """Formats whose artefact gave the outputs of its source, and whose programs take JPEG files."""
+    rows = [row for row in evidence.performance.exports if row.passed]
+    kinds = {name: len({row.format for row in rows if row.source == name}) for name in FRAMEWORKS}
+    if not rows:
+        return Finding("No export is recorded", NOT_MEASURED)
+    raw = [name for name in FRAMEWORKS if any(row.source == name and row.serve_images for row in rows)]
+    most = max(kinds.values())
+    leads = [name for name, count in kinds.items() if count == most]
+    told = f"Formats exported and shown equal in a runtime of their own: {_in_words({n: str(c) for n, c in kinds.items()})}"
+    signature = f"; a program that takes JPEG files: {', '.join(brief(name) for name in raw) or 'none'}"
+    return Finding(
+        told + signature, _verdict(leads == ["tensorflow"] and raw == ["tensorflow"], "tensorflow" not in leads), "export/matrix.json"
+    )
+
+
 def _accuracies(evidence: Evidence) -> Finding:
     runs = [run for run in evidence.records.runs if run.model == "resnet20"]
     groups = {name: [run.test_accuracy for run in runs if run.framework == name] for name in {run.framework for run in runs}}
@@ -250,10 +266,7 @@ EXPECTED: Sequence[Expectation] = (
     Expectation("§11.2.2", "TensorFlow is faster under tf.function", _graph),
     Expectation("§11.2, §11.2.3", "For input pipelines of high throughput there is tf.data", _pipelines),
     Expectation("§11.10, success", "PyTorch is the easiest to debug, being dynamic", _debugging),
-    Expectation(
-        "§11.10, success", "TensorFlow has the best features for deployment",
-        _absent("Export and serving are compared when they are there; what the code has today is a table under Debugging and deployment"),
-    ),
+    Expectation("§11.10, success", "TensorFlow has the best features for deployment", _deployment),
     Expectation("§11.10, success", "The frameworks' ImageNet accuracies are within 5 %", _accuracies),
     Expectation("§11.6, lab 1", "ResNet-18 from scratch passes 85 % on CIFAR-10", _cifar),
     Expectation("§11.1.5", "Mixed precision makes training 2 to 3 times as fast on a GPU", _absent("No GPU was there")),

@@ -172,6 +172,41 @@ class ShapeError:
 
 
 @dataclass(frozen=True, slots=True)
+class Call:
+    """What a batch takes an artefact; `times_the_fastest`: of the fastest one in float32, by pairs of the same round."""
+
+    median_seconds: float
+    interval: tuple[float, ...]
+    images_per_second: float
+    times_the_fastest: float
+    times_the_fastest_interval: tuple[float, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Exported:
+    """One artefact in its own runtime. `worst_error`: scale-relative, over all images; `serve_images`: what its program of image files was
+    shown to give, where it has one; `latency` by batch size, which JSON writes as text."""
+
+    source: str
+    format: str
+    runtime: str
+    model: str
+    passed: bool
+    worst_error: float | None = None
+    bytes: int | None = None
+    load_seconds: float | None = None
+    failure: str | None = None
+    unavailable: str | None = None
+    serve_images: dict[str, Any] | None = None
+    latency: dict[str, Call] = field(default_factory=dict)
+
+    @property
+    def artefact(self) -> str:
+        """The name of its directory, `pytorch-onnx`."""
+        return f"{self.source}-{self.format}"
+
+
+@dataclass(frozen=True, slots=True)
 class Performance:
     """All of it; a part may be absent. `passes` and `vmaps` are pairs of lanes of the transformer comparison (docs/transformer.md)."""
 
@@ -180,5 +215,6 @@ class Performance:
     shape_errors: tuple[ShapeError, ...] = ()
     passes: tuple[Pair, ...] = ()
     vmaps: tuple[Pair, ...] = ()
+    exports: tuple[Exported, ...] = ()
     bugs: dict[str, str] = field(default_factory=dict)
     hardware: dict[str, str] = field(default_factory=dict)

@@ -1,4 +1,4 @@
-"""Read the committed measurements of speed, memory and debugging: `benchmarks/results/{bench,profile,debugging,transformer}`.
+"""Read the committed measurements of speed, memory, debugging and exports, below `benchmarks/results`.
 
 Any suite and any model is read; what a newer writer adds is ignored, and a file that is no such record is refused by name.
 """
@@ -12,12 +12,16 @@ from pathlib import Path
 from typing import Any
 
 from triptych.bench.statistics import paired_interval, smallest_difference, winner
-from triptych.report.measured import Pair, Performance, Profiled, ShapeError, Suite, Timed, Turns
+from triptych.core.errors import InputRefused
+from triptych.export import matrix
+from triptych.export.runtimes import ADAPTERS
+from triptych.report.measured import Exported, Pair, Performance, Profiled, ShapeError, Suite, Timed, Turns
 from triptych.report.record import PYTHON, hardware, load, within
 from triptych.report.revive import build
 
 BENCH = "benchmarks/results/bench"
 PROFILE, SHAPES, PASSES, VMAPS = "profile", "debugging/shape_bug.json", "transformer/passes.json", "transformer/vmap.json"
+EXPORTS = "export/matrix.json"
 COMPILED_JAX = "jax/jit"
 SUITES = tuple(sorted(file.name.removesuffix(".yaml") for file in resources.files("triptych").joinpath("suites").iterdir()))
 """The suites that there are, each with a record to come."""
@@ -27,6 +31,7 @@ COMMANDS = {
     "shape_errors": f"{PYTHON} benchmarks/shape_bug.py",
     "passes": f"{PYTHON} benchmarks/transformer.py --part passes",
     "vmaps": f"{PYTHON} benchmarks/transformer.py --part vmap",
+    "exports": f"{PYTHON} benchmarks/export_matrix.py",
 }
 
 
@@ -34,26 +39,28 @@ def read(directory: Path) -> tuple[Performance, dict[str, str]]:
     """The measurements in a folder, and why parts of them are missing. InputRefused, by name, for a file that is no such record."""
     suites = [within(path, _suite, load(path), f"bench/{path.name}") for path in sorted((directory / "bench").glob("*.json"))]
     profiles = {path: load(path) for path in sorted((directory / PROFILE).glob("*.json"))}
-    shapes, passes, vmaps = (load(directory / name) if (directory / name).is_file() else {} for name in (SHAPES, PASSES, VMAPS))
+    parts = (SHAPES, PASSES, VMAPS, EXPORTS)
+    shapes, passes, vmaps, exports = (load(directory / name) if (directory / name).is_file() else {} for name in parts)
     found = Performance(
         suites=tuple(suites),
         profiles=tuple(row for path, data in profiles.items() for row in within(path, _profiles, data)),
         shape_errors=within(directory / SHAPES, _shape_errors, shapes),
         passes=within(directory / PASSES, _passes, passes),
         vmaps=within(directory / VMAPS, _vmaps, vmaps),
+        exports=within(directory / EXPORTS, _exports, exports),
         bugs=within(directory / SHAPES, _bugs, shapes),
-        hardware={name: hardware(data.get("environment")) for name, data in _named(profiles, shapes, passes).items()},
+        hardware={name: hardware(data.get("environment")) for name, data in _named(profiles, shapes, passes, exports).items()},
     )
     return found, _missing(found)
 
 
-def _named(profiles: Mapping[Path, Any], shapes: Mapping[str, Any], passes: Mapping[str, Any]) -> dict[str, Any]:
-    return {"profiles": next(iter(profiles.values()), {}), "shape_errors": shapes, "passes": passes}
+def _named(profiles: Mapping[Path, Any], *parts: Mapping[str, Any]) -> dict[str, Any]:
+    return {"profiles": next(iter(profiles.values()), {}), **dict(zip(("shape_errors", "passes", "exports"), parts, strict=True))}
 
 
 def _missing(found: Performance) -> dict[str, str]:
     recorded = {f"bench_{suite.name}" for suite in found.suites}
-    recorded |= {part for part in ("profiles", "shape_errors", "passes", "vmaps") if getattr(found, part)}
+    recorded |= {part for part in ("profiles", "shape_errors", "passes", "vmaps", "exports") if getattr(found, part)}
     return {part: f"not recorded here; {command} records it" for part, command in COMMANDS.items() if part not in recorded}
 
 
@@ -92,6 +99,13 @@ def _passes(data: Mapping[str, Any]) -> tuple[Pair, ...]:
     wanted = {group["key"]: itertools.combinations(group["lanes"], 2) for group in data.get("groups", ())}
     kept = {key: [(a, b) for a, b in pairs if COMPILED_JAX in (a, b) or _framework(a) == _framework(b)] for key, pairs in wanted.items()}
     return tuple(pair for group in data.get("groups", ()) for pair in _pairs(group, kept[group["key"]]))
+
+
+def _exports(data: Mapping[str, Any]) -> tuple[Exported, ...]:
+    rows = tuple(build(Exported, dict(row)) for row in data.get("rows", ()))
+    if unknown := {row.format for row in rows} - set(matrix.FORMATS) | {row.runtime for row in rows} - set(ADAPTERS):
+        raise InputRefused(f"there is no {', '.join(sorted(unknown))} in the table of formats")
+    return rows
 
 
 def _framework(lane: str) -> str:
