@@ -49,7 +49,7 @@ def test_a_climb_stays_within_memory_and_disk(model: str) -> None:
         assert max(used["peak_memory_bytes"].values()) <= 6 * GIB, precision
 
 
-@pytest.mark.parametrize("model", ["resnet20", "resnet50", "vit_tiny_patch16_224", "text_image"])
+@pytest.mark.parametrize("model", ["resnet20", "resnet50", "vit_tiny_patch16_224", "transformer_block", "text_image"])
 def test_every_planted_fault_was_caught_at_its_rung_and_layer(model: str) -> None:
     table = read(RESULTS / "faults" / f"{model}.json")
     assert table["clean"] == "pass"
