@@ -28,6 +28,7 @@ PARAMETERS = {
     "mlp": 784 * 256 + 256 + 256 * 256 + 256 + 256 * 10 + 10,
     "vit_tiny_patch16_224": 5_717_416,  # timm's counts
     "vit_small_patch16_224": 22_050_664,
+    "vit_base_patch16_224": 86_567_656,
     "transformer_block": 2 * 2 * 192 + 192 * 576 + 576 + 192 * 192 + 192 + 2 * 192 * 768 + 768 + 192,
     "text_image": 10_000 * 128 + 4 * 64 * (128 + 64 + 2) + 32 * (27 + 1) + 96 + 1,
 }
@@ -70,7 +71,7 @@ def test_list_models_matches_a_pattern(pattern: str, names: list[str]) -> None:
     ],
 )
 def test_a_mistyped_name_gets_a_suggestion(given: str, meant: str) -> None:
-    with pytest.raises(UsageError, match=rf"unknown model '{given}'; did you mean '{meant}'\? `triptych list` shows all 16"):
+    with pytest.raises(UsageError, match=rf"unknown model '{given}'; did you mean '{meant}'\? `triptych list` shows all 17"):
         catalog.get_spec(given)
 
 

@@ -51,7 +51,7 @@ IMAGENET_SIZES: dict[str, tuple[Literal["basic", "bottleneck"], tuple[int, ...]]
 # He et al. 2015, §4.2 and Table 6: depth 6n + 2, three stages of n basic blocks of width 16, 32, 64, option-A shortcuts.
 CIFAR_DEPTHS = (20, 32, 44, 56, 110)
 # Steiner et al. 2021 (arXiv:2106.10270), Table 2: width and heads of the twelve blocks; patches of 16 pixels.
-VIT_SIZES = {"vit_tiny_patch16_224": (192, 3), "vit_small_patch16_224": (384, 6)}
+VIT_SIZES = {"vit_tiny_patch16_224": (192, 3), "vit_small_patch16_224": (384, 6), "vit_base_patch16_224": (768, 12)}
 # The paper's and timm's, neither PyTorch's 1e-5 nor Keras' 1e-3 (numerics 8).
 LAYER_NORM_EPSILON = 1e-6
 
@@ -107,7 +107,7 @@ def _transformer_block(name: str) -> TransformerBlockSpec:
 
 _IMAGENET_COUNTS = (11_689_512, 21_797_672, 25_557_032, 44_549_160, 60_192_808)
 _CIFAR_COUNTS = (269_722, 464_154, 658_586, 853_018, 1_727_962)
-_VIT_COUNTS = (5_717_416, 22_050_664)
+_VIT_COUNTS = (5_717_416, 22_050_664, 86_567_656)
 
 CATALOG: dict[str, Entry] = {
     **{
