@@ -157,9 +157,12 @@ def in_precision(value: np.ndarray, precision: str) -> np.ndarray:
 
 
 def initial_state(recipe_: Recipe, weights: Mapping[str, np.ndarray], spec: Spec) -> TrainingState:
-    """Step 0: slots zero, the average equal to the weights, the loss scale at its first value."""
-    parameters = [tensor.name for tensor in spec.parameters()]
-    slots = {slot: {name: np.zeros_like(weights[name]) for name in parameters} for slot in recipe_.optimizer.slots}
+    """Step 0: slots zero, the average equal to the weights, the loss scale at its first value.
+
+    The zeros take no memory (`zeros_like` would fill them): a large model's are a gigabyte and more, beside a whole training state.
+    """
+    kinds = {tensor.name: (weights[tensor.name].shape, weights[tensor.name].dtype) for tensor in spec.parameters()}
+    slots = {slot: {name: np.zeros(*kind) for name, kind in kinds.items()} for slot in recipe_.optimizer.slots}
     ema = weights if recipe_.ema_decay is not None else {}
     return TrainingState(weights, slots, ema, 0, recipe_.loss_scaling.initial if recipe_.loss_scaling else None)
 
