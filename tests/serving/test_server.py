@@ -2,16 +2,12 @@
 
 from __future__ import annotations
 
-import http.client
 import importlib.util
 import io
 import json
-import os
 import re
 import signal
 import socket
-import subprocess
-import sys
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
@@ -28,33 +24,6 @@ INFER = "/v2/models/resnet20/infer"
 BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
 
 
-def ask(port: int, method: str, path: str, body: bytes | None = None, headers: dict[str, str] | None = None) -> tuple[int, dict, Any]:
-    """Status, headers and content (JSON where it is) of one request."""
-    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=30)
-    try:
-        connection.request(method, path, body, headers or {})
-        response = connection.getresponse()
-        content = response.read()
-        told = {key.lower(): value for key, value in response.getheaders()}
-        return response.status, told, json.loads(content) if told.get("content-type") == "application/json" else content
-    finally:
-        connection.close()
-
-
-def images(count: int, seed: int = 0) -> np.ndarray:
-    return np.random.default_rng(seed).standard_normal((count, 3, 32, 32), dtype=np.float32)
-
-
-def request(given: np.ndarray) -> bytes:
-    tensor = {"name": "images", "datatype": "FP32", "shape": list(given.shape), "data": given.ravel().tolist()}
-    return json.dumps({"id": "mine", "inputs": [tensor]}).encode()
-
-
-def logits(answer: Any) -> np.ndarray:
-    (output,) = answer["outputs"]
-    return np.asarray(output["data"], np.float32).reshape(output["shape"])
-
-
 def picture(size: tuple[int, int] = (40, 30), kind: str = "PNG") -> bytes:
     file = io.BytesIO()
     Image.fromarray(np.random.default_rng(1).integers(0, 256, (size[1], size[0], 3), np.uint8)).save(file, kind)
@@ -62,7 +31,7 @@ def picture(size: tuple[int, int] = (40, 30), kind: str = "PNG") -> bytes:
 
 
 @pytest.mark.parametrize("binary", [True, False])
-def test_tritons_own_client_works_unchanged(serving, served, binary):
+def test_tritons_own_client_works_unchanged(serving, served, run, binary, images):
     tritonclient = pytest.importorskip("tritonclient.http")
     with serving() as (_, port):
         client = tritonclient.InferenceServerClient(f"127.0.0.1:{port}")
@@ -78,35 +47,35 @@ def test_tritons_own_client_works_unchanged(serving, served, binary):
         wanted = tritonclient.InferRequestedOutput("logits", binary_data=binary)
         answer = client.infer("resnet20", [given], outputs=[wanted], request_id="7")
         assert answer.get_response()["id"] == "7"
-        assert scaled_error(answer.as_numpy("logits"), served.run(images(5))) <= 1e-6
+        assert scaled_error(answer.as_numpy("logits"), run(images(5))) <= 1e-6
         assert client.infer("resnet20", [given]).as_numpy("logits").shape == (5, 10), "all outputs, without naming them"
         with pytest.raises(tritonclient.InferenceServerException, match="there is no model 'other'"):
             client.infer("other", [given])
         client.close()
 
 
-def test_together_is_as_alone(serving, served):
+def test_together_is_as_alone(serving, run, ask, images, request_of, logits):
     """Requests of 1 to 3 images that shared batches have the logits that each of them has by itself."""
     with serving(max_delay=0.2, max_batch=16) as (service, port), ThreadPoolExecutor(12) as pool:
         parts = [images(1 + number % 3, number) for number in range(24)]
-        answers = list(pool.map(lambda part: ask(port, "POST", INFER, request(part)), parts))
+        answers = list(pool.map(lambda part: ask(port, "POST", INFER, request_of(part)), parts))
         sizes = service.metrics.text().decode()
     assert [status for status, _, _ in answers] == [200] * 24
     for part, (_, _, answer) in zip(parts, answers, strict=True):
         assert answer["id"] == "mine"
-        assert scaled_error(logits(answer), served.run(part)) <= 1e-6
+        assert scaled_error(logits(answer), run(part)) <= 1e-6
     batches, total = (float(re.search(rf"^triptych_batch_images_{name} (\S+)$", sizes, re.M)[1]) for name in ("count", "sum"))
     assert total == sum(len(part) for part in parts)
     assert batches < 24, "some shared a batch"
 
 
-def test_an_upload_is_prepared_as_the_model_needs_it(serving, served):
+def test_an_upload_is_prepared_as_the_model_needs_it(serving, served, run, ask):
     from triptych.serving.images import prepared
 
     with serving() as (_, port):
         status, _, answer = ask(port, "POST", "/predict", picture())
     assert status == 200
-    expected = served.run(prepared(picture(), served.spec.preprocessing, 10**6).transpose(2, 0, 1)[None])[0].astype(np.float64)
+    expected = run(prepared(picture(), served.spec.preprocessing, 10**6).transpose(2, 0, 1)[None])[0].astype(np.float64)
     shares = np.exp(expected - expected.max()) / np.exp(expected - expected.max()).sum()
     assert [row["class"] for row in answer["top"]] == np.argsort(-shares)[:5].tolist()
     assert [row["probability"] for row in answer["top"]] == pytest.approx(np.sort(shares)[::-1][:5].tolist())
@@ -123,9 +92,9 @@ def slow(seconds: float) -> Any:
     return run
 
 
-def test_a_full_queue_says_when_to_come_back(serving):
+def test_a_full_queue_says_when_to_come_back(serving, ask, images, request_of):
     with serving(slow(0.4), max_batch=1, max_queue=2, max_delay=0.0) as (_, port), ThreadPoolExecutor(10) as pool:
-        answers = list(pool.map(lambda _: ask(port, "POST", INFER, request(images(1))), range(10)))
+        answers = list(pool.map(lambda _: ask(port, "POST", INFER, request_of(images(1))), range(10)))
     statuses = sorted(status for status, _, _ in answers)
     assert set(statuses) == {200, 503}
     assert statuses.count(200) >= 3, "one computed, two waited"
@@ -135,15 +104,15 @@ def test_a_full_queue_says_when_to_come_back(serving):
             assert "wait already" in answer["error"]
 
 
-def test_who_waits_too_long_is_told(serving):
+def test_who_waits_too_long_is_told(serving, ask, images, request_of):
     with serving(slow(0.5), max_batch=1, request_seconds=0.2) as (service, port):
-        assert ask(port, "POST", INFER, request(images(1)))[0] == 504
+        assert ask(port, "POST", INFER, request_of(images(1)))[0] == 504
         time.sleep(0.5)
         assert service.batcher._images == 0
 
 
 @pytest.mark.parametrize("declared", [True, False])
-def test_a_body_has_a_limit(serving, declared):
+def test_a_body_has_a_limit(serving, declared, ask):
     with serving(max_body=10_000) as (_, port):
         body = b"x" * 10_001
         status, _, answer = ask(port, "POST", INFER, body if declared else (body[i : i + 1000] for i in range(0, len(body), 1000)))
@@ -161,7 +130,7 @@ def test_a_body_that_does_not_come_and_a_head_that_does_not_end(serving):
         assert service.bodies._held == 0
 
 
-def test_bodies_share_a_limit(serving):
+def test_bodies_share_a_limit(serving, ask):
     """One that has begun to arrive holds memory; what others send beyond the rest waits outside."""
     with serving(max_body=30_000) as (service, port):
         service.bodies._held = service.options.max_held - 20_000
@@ -170,7 +139,7 @@ def test_bodies_share_a_limit(serving):
         assert service.bodies._held <= service.options.max_held - 20_000
 
 
-def test_pixels_have_a_limit(serving):
+def test_pixels_have_a_limit(serving, ask):
     with serving(max_pixels=1000) as (_, port):
         status, _, answer = ask(port, "POST", "/predict", picture((40, 30)))
         assert (status, "more than 1,000" in answer["error"]) == (422, True)
@@ -178,7 +147,7 @@ def test_pixels_have_a_limit(serving):
 
 
 @pytest.mark.parametrize("seed", range(2))
-def test_malformed_requests_are_answered_4xx(serving, seed):
+def test_malformed_requests_are_answered_4xx(serving, seed, images, request_of):
     spec = importlib.util.spec_from_file_location("serve_fuzz", BENCHMARKS / "serve_fuzz.py")
     assert spec is not None
     assert spec.loader is not None
@@ -186,14 +155,20 @@ def test_malformed_requests_are_answered_4xx(serving, seed):
     spec.loader.exec_module(fuzz)
     with serving() as (_, port):
         counts, wrong = fuzz.run("127.0.0.1", port, fuzz.Fuzz("resnet20", [3, 32, 32], seed), 250)
-        assert fuzz.status("127.0.0.1", port, fuzz.request(INFER, request(images(1)))) == "200", "it goes on, and this is well formed"
+        assert fuzz.status("127.0.0.1", port, fuzz.request(INFER, request_of(images(1)))) == "200", "it goes on, and this is well formed"
     assert wrong == []
     assert {kind for kind, _ in counts} == {"header", "document", "tensor", "image"}
 
 
-def test_metrics_count(serving):
+def test_metrics_count(serving, ask, images, request_of):
     with serving() as (_, port):
-        for path, body in ((INFER, request(images(3))), (INFER, request(images(1))), (INFER, b"{}"), ("/none", b""), ("/predict", b"x")):
+        for path, body in (
+            (INFER, request_of(images(3))),
+            (INFER, request_of(images(1))),
+            (INFER, b"{}"),
+            ("/none", b""),
+            ("/predict", b"x"),
+        ):
             ask(port, "POST", path, body)
         text = ask(port, "GET", "/metrics")[2].decode()
     for line in (
@@ -204,19 +179,19 @@ def test_metrics_count(serving):
         assert f"\n{line}\n" in text
 
 
-def test_a_failing_model_is_the_servers_fault_and_others_go_on(serving):
+def test_a_failing_model_is_the_servers_fault_and_others_go_on(serving, ask, request_of):
     def run(batch: np.ndarray) -> np.ndarray:
         if batch[0, 0, 0, 0] > 10:
             raise RuntimeError("broken")
         return np.full((len(batch), 10), np.inf if batch[0, 0, 0, 0] > 1 else 0, np.float32)
 
     with serving(run, max_batch=4) as (_, port):
-        assert ask(port, "POST", INFER, request(np.full((1, 3, 32, 32), 11, np.float32)))[0] == 500
-        assert ask(port, "POST", INFER, request(np.full((1, 3, 32, 32), 2, np.float32)))[0] == 422, "logits that JSON cannot say"
-        assert ask(port, "POST", INFER, request(np.zeros((1, 3, 32, 32), np.float32)))[0] == 200
+        assert ask(port, "POST", INFER, request_of(np.full((1, 3, 32, 32), 11, np.float32)))[0] == 500
+        assert ask(port, "POST", INFER, request_of(np.full((1, 3, 32, 32), 2, np.float32)))[0] == 422, "logits that JSON cannot say"
+        assert ask(port, "POST", INFER, request_of(np.zeros((1, 3, 32, 32), np.float32)))[0] == 200
 
 
-def test_the_page_asks_predict_and_takes_nothing_from_elsewhere(serving):
+def test_the_page_asks_predict_and_takes_nothing_from_elsewhere(serving, ask):
     with serving() as (_, port):
         status, headers, page = ask(port, "GET", "/")
     assert status == 200
@@ -226,24 +201,11 @@ def test_the_page_asks_predict_and_takes_nothing_from_elsewhere(serving):
     assert not re.search(rb"(src|href)=", page), "nothing is loaded"
 
 
-def started(directory: Path, log: Path, *options: str) -> tuple[subprocess.Popen[bytes], int]:
-    """`triptych serve` in a process of its own, and its port."""
-    command = [sys.executable, "-m", "triptych.cli", "serve", str(directory), "--port", "0", *options]
-    with log.open("wb") as stderr:
-        process = subprocess.Popen(command, stderr=stderr, env={**os.environ, "OMP_NUM_THREADS": "1"})
-    ends = time.monotonic() + 60
-    while b'"ready"' not in log.read_bytes():
-        assert process.poll() is None, log.read_text()
-        assert time.monotonic() < ends
-        time.sleep(0.05)
-    return process, int(re.search(r'"url": "http://127.0.0.1:(\d+)"', log.read_text())[1])
-
-
-def test_sigterm_lets_accepted_requests_finish(exported, tmp_path):
+def test_sigterm_lets_accepted_requests_finish(exported, tmp_path, ask, images, request_of, started):
     log = tmp_path / "log"
     process, port = started(exported, log, "--max-delay", "1500", "--max-batch", "8")
     found: list[int] = []
-    clients = [threading.Thread(target=lambda: found.append(ask(port, "POST", INFER, request(images(1)))[0])) for _ in range(3)]
+    clients = [threading.Thread(target=lambda: found.append(ask(port, "POST", INFER, request_of(images(1)))[0])) for _ in range(3)]
     for client in clients:
         client.start()
     while b"triptych_queue_images 3.0" not in ask(port, "GET", "/metrics")[2]:
@@ -256,5 +218,5 @@ def test_sigterm_lets_accepted_requests_finish(exported, tmp_path):
     with pytest.raises(ConnectionRefusedError):
         ask(port, "GET", "/v2/health/live")
     events = [json.loads(line) for line in log.read_text().splitlines()]
-    assert [event["event"] for event in events if event["event"] != "request"] == ["ready", "draining", "ended"]
+    assert [event["event"] for event in events if event["event"] != "request"] == ["worker", "ready", "draining", "ended"]
     assert [event["status"] for event in events if event.get("route") == "infer"] == [200, 200, 200]

@@ -8,7 +8,7 @@ import select
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, Protocol
+from typing import IO, Any, Protocol
 
 from triptych.core import workers
 from triptych.core.errors import TriptychError
@@ -96,27 +96,40 @@ class Process:
 
 
 def answer_all(ask: Callable[..., dict[str, Any]]) -> None:
-    """The worker's end of `Process.ask`: answer every line of standard input until it ends.
-
-    What libraries print goes to stderr, the log; the answers alone to the real stdout.
-    """
-    answers = os.fdopen(os.dup(1), "w", buffering=1)
-    os.dup2(2, 1)
+    """The worker's end of `Process.ask`: answer every line of standard input until it ends."""
+    answers = own_stdout()
     for line in sys.stdin:
         try:
             answer = ask(**json.loads(line))
         except Exception as error:
-            text = str(error).strip().partition("\n")[0][:500]
-            answer = {"error": {"kind": type(error).__name__, "message": text or type(error).__name__}}
-        answers.write(json.dumps(answer) + "\n")
+            answer = raised(error)
+        answers.write(json.dumps(answer).encode() + b"\n")
+        answers.flush()
 
 
-def settings(threads: int, cache: Path) -> dict[str, str]:
-    """The environment of every worker: one number of threads, float32 that is float32, and compilers that keep what they make in `cache`.
+def own_stdout() -> IO[bytes]:
+    """The real stdout, for answers alone; what libraries print goes to stderr, the log."""
+    answers = os.fdopen(os.dup(1), "wb")
+    os.dup2(2, 1)
+    return answers
 
-    `TF_XLA_FLAGS` of the caller stay; of oneDNN's environment nothing does that would have it compute in bfloat16.
+
+def raised(error: Exception) -> dict[str, Any]:
+    """What is answered in place of an answer; `Failed` takes the entries."""
+    text = str(error).strip().partition("\n")[0][:500]
+    return {"error": {"kind": type(error).__name__, "message": text or type(error).__name__}}
+
+
+def available_threads() -> int:
+    """What `OMP_NUM_THREADS` says, or else a thread for each core that this process may use."""
+    return int(os.environ.get("OMP_NUM_THREADS") or len(os.sched_getaffinity(0)))
+
+
+def numerics(threads: int) -> dict[str, str]:
+    """The environment of every worker: one number of threads, and float32 that is float32.
+
+    Of oneDNN's environment nothing stays that would have it compute in bfloat16.
     """
-    xla = f"{os.environ.get('TF_XLA_FLAGS', '')} --tf_xla_persistent_cache_directory={cache / 'xla'}".strip()
     return {
         **dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "TF_NUM_INTRAOP_THREADS"), str(threads)),
         "TF_NUM_INTEROP_THREADS": "1",
@@ -126,6 +139,14 @@ def settings(threads: int, cache: Path) -> dict[str, str]:
         "TF_CPP_MIN_LOG_LEVEL": "3",
         "PYTHONUNBUFFERED": "1",
         "JAX_PLATFORMS": "cpu",
+    }
+
+
+def settings(threads: int, cache: Path) -> dict[str, str]:
+    """`numerics`, and compilers that keep what they make in `cache`. `TF_XLA_FLAGS` of the caller stay."""
+    xla = f"{os.environ.get('TF_XLA_FLAGS', '')} --tf_xla_persistent_cache_directory={cache / 'xla'}".strip()
+    return {
+        **numerics(threads),
         "JAX_COMPILATION_CACHE_DIR": str(cache / "jax"),
         "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
         "TORCHINDUCTOR_CACHE_DIR": str(cache / "inductor"),

@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import math
-import os
 import statistics
 import tempfile
 from collections.abc import Callable, Iterator, Mapping
@@ -18,7 +17,7 @@ import numpy as np
 from safetensors.numpy import load_file, save_file
 
 from triptych.core import environment, initialize, storage
-from triptych.core.conversation import Asked, Failed, Process, settings
+from triptych.core.conversation import Asked, Failed, Process, available_threads, settings
 from triptych.core.difference import magnitude, scaled_error
 from triptych.core.errors import ExportFailed, TriptychError
 from triptych.core.spec import ImageSpec, to_dict
@@ -49,9 +48,8 @@ class Request:
 
 def process(role: str, log: Path) -> Process:
     """A fresh process of a framework or a runtime, with as many threads as were set, or as it may use cores."""
-    threads = int(os.environ.get("OMP_NUM_THREADS") or len(os.sched_getaffinity(0)))
-    cache = log.parent / "cache"
-    return Process(role, log, settings(threads, cache), [], LIMIT_SECONDS, module="triptych.export.worker")
+    given = settings(available_threads(), log.parent / "cache")
+    return Process(role, log, given, [], LIMIT_SECONDS, module="triptych.export.worker")
 
 
 @dataclass(slots=True)

@@ -174,11 +174,16 @@ def batches(images: np.ndarray) -> dict[str, np.ndarray]:
     return {**cut, "all": images}
 
 
+def alone(runtime: str) -> None:
+    """From here on, no framework can be imported in this process but the runtime's own."""
+    absent = set(FRAMEWORKS) - set(runtimes.ADAPTERS[runtime].needs)
+    sys.meta_path[:] = [Without(finder, absent) for finder in sys.meta_path]
+
+
 def main(role: str) -> None:
-    """Answer until the input ends; where a runtime is, no other framework can be imported."""
+    """Answer until the input ends; a runtime is alone."""
     if role in runtimes.ADAPTERS:
-        absent = set(FRAMEWORKS) - set(runtimes.ADAPTERS[role].needs)
-        sys.meta_path[:] = [Without(finder, absent) for finder in sys.meta_path]
+        alone(role)
     answer_all(Worker(role).ask)
 
 

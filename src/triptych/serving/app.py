@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
-from collections.abc import AsyncIterator, Callable
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from importlib import resources
 from time import perf_counter
@@ -21,11 +20,12 @@ from starlette.routing import Route
 from triptych import __version__
 from triptych.core.errors import InputRefused
 from triptych.serving import protocol
-from triptych.serving.artefact import VERSION, Served
+from triptych.serving.artefact import VERSION, Artefact
 from triptych.serving.batching import Answer, Batcher
 from triptych.serving.bodies import Bodies
 from triptych.serving.gate import Gate
 from triptych.serving.images import prepared
+from triptych.serving.keeper import Keeper, Model
 from triptych.serving.metrics import Metrics
 from triptych.serving.options import Options, Refused, busy
 
@@ -42,28 +42,32 @@ PAGE_HEADERS = {
 
 
 class Service:
-    """One model and everything that its routes need. `ready` is whether to send requests here: after warming up, until draining."""
+    """One model and everything that its routes need; who computes it is made by `keeper`. It is `open` until it is asked to end."""
 
-    def __init__(self, served: Served, options: Options) -> None:
+    def __init__(self, served: Artefact, options: Options, keeper: Callable[[Artefact, Options, Metrics], Model] = Keeper) -> None:
         self.served, self.options, self.metrics = served, options, Metrics(served.name)
-        self.batcher = Batcher(served.run, options, self.metrics)
+        self.labels = served.labels
+        self.model = keeper(served, options, self.metrics)
+        self.batcher = Batcher(self.model.run, options, self.metrics)
         self.bodies = Bodies(options, self.metrics)
-        self.ready = False
+        self.open = True
         self._decoders = ThreadPoolExecutor(options.decoders, thread_name_prefix="decoder")
         self._uploads = 0
 
-    @contextlib.asynccontextmanager
-    async def life(self, _: Starlette) -> AsyncIterator[None]:
-        """From warm to stopped."""
-        await self.batcher.warm_up(self.served.shape)
-        self.batcher.start()
-        self.ready = True
-        try:
-            yield
-        finally:
-            self.ready = False
-            await self.batcher.stop()
-            self._decoders.shutdown(wait=False)
+    @property
+    def ready(self) -> bool:
+        """Whether to send requests here."""
+        return self.open and self.model.ready
+
+    async def start(self) -> None:
+        """From here on requests are answered. Raises what `Model.start` does."""
+        await self.model.start()
+
+    async def stop(self) -> None:
+        """End. Raises what ended the model before."""
+        await self.batcher.stop()
+        self._decoders.shutdown(wait=False)
+        await self.model.stop()
 
     async def logits(self, images: np.ndarray) -> Answer:
         """Through the queue. Raises Refused: 503 when it is full, 504 when the answer took too long."""
@@ -151,7 +155,7 @@ async def predict(service: Service, request: Request) -> Response:
         prepared_seconds = perf_counter() - started
     answer = await service.logits(image)
     seconds = {"prepare": prepared_seconds, "queue": answer.queue_seconds, "compute": answer.compute_seconds}
-    told = {"model": service.served.name, "top": top(answer.logits[0], service.served.labels), "batch": answer.batch}
+    told = {"model": service.served.name, "top": top(answer.logits[0], service.labels), "batch": answer.batch}
     return JSONResponse({**told, "seconds": {**seconds, "total": perf_counter() - began}})
 
 
@@ -198,7 +202,6 @@ def application(service: Service) -> Starlette:
         routes=[Route(path, bound(endpoint), methods=[method]) for method, path, endpoint in ROUTES],
         middleware=[Middleware(Gate, metrics=service.metrics)],
         exception_handlers={Refused: _refused, InputRefused: _bad_image, HTTPException: _no_route, Exception: _broken},
-        lifespan=service.life,
     )
 
 

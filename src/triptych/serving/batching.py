@@ -1,12 +1,11 @@
-"""Requests that arrive together are computed together: one batch at a time, in a thread, from a queue that has an end."""
+"""Requests that arrive together are computed together: one batch at a time, from a queue that has an end."""
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
 from collections import deque
-from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 from time import perf_counter
 
@@ -14,6 +13,9 @@ import numpy as np
 
 from triptych.serving.metrics import Metrics
 from triptych.serving.options import Options, busy
+
+Run = Callable[[Sequence[np.ndarray]], Awaitable[np.ndarray]]
+"""Begin on arrays of images that make one batch; its logits (N, classes) are awaited."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,36 +36,26 @@ class _Waiting:
 
 
 class Batcher:
-    """The queue and who works on it. All methods belong to one event loop; `run` is called in a thread of its own."""
+    """The queue and who works on it. All methods belong to one event loop."""
 
-    def __init__(self, run: Callable[[np.ndarray], np.ndarray], options: Options, metrics: Metrics) -> None:
+    def __init__(self, run: Run, options: Options, metrics: Metrics) -> None:
         self._run, self._options, self._metrics = run, options, metrics
         self._queue: deque[_Waiting] = deque()
         self._images = 0
-        self._arrived = asyncio.Event()
-        self._thread = ThreadPoolExecutor(1, thread_name_prefix="inference")
         self._work: asyncio.Task[None] | None = None
+        self._timer: asyncio.TimerHandle | None = None
         self._seconds_an_image = 0.0
-
-    def start(self) -> None:
-        """Begin to work."""
-        self._work = asyncio.get_running_loop().create_task(self._forever())
 
     async def stop(self) -> None:
         """End; who still waits is told that the server ends."""
+        while self._queue:
+            self._fail([self._queue.popleft()], busy("the server ends", 1))
+        if self._timer is not None:
+            self._timer.cancel()
         if self._work is not None:
             self._work.cancel()
             with contextlib.suppress(asyncio.CancelledError):
                 await self._work
-        while self._queue:
-            self._fail([self._queue.popleft()], busy("the server ends", 1))
-        self._thread.shutdown(wait=False)
-
-    async def warm_up(self, shape: tuple[int, ...]) -> None:
-        """Compute the smallest and the largest batch once: what a runtime allocates first is there before the first request."""
-        loop = asyncio.get_running_loop()
-        for size in (1, self._options.max_batch):
-            await loop.run_in_executor(self._thread, self._run, np.zeros((size, *shape), np.float32))
 
     def submit(self, images: np.ndarray) -> asyncio.Future[Answer]:
         """Queue N images, at most a batch of them. Raises Refused (503) when the queue has no room."""
@@ -72,29 +64,29 @@ class Batcher:
         waiting = _Waiting(images, asyncio.get_running_loop().create_future(), perf_counter())
         self._queue.append(waiting)
         self._count(len(images))
-        self._arrived.set()
+        self._go_on()
         return waiting.answer
 
-    async def _forever(self) -> None:
-        while True:
-            await self._gather()
+    def _go_on(self) -> None:
+        """Begin a batch when none is computed and it is due: full, or its oldest image has waited for its time; else see to it later.
+
+        At once, and not in a task, which would have its turn when all requests that are there are read: the model would have nothing to do
+        meanwhile, and who reads requests nothing while it computes.
+        """
+        while self._queue and self._work is None:
+            left = self._queue[0].since + self._options.max_delay - perf_counter()
+            if self._images < self._options.max_batch and left > 0:
+                self._timer = self._timer or asyncio.get_running_loop().call_later(left, self._time_is_up)
+                return
             batch = self._take()
             if batch:
-                await self._compute(batch)
+                began = perf_counter()
+                logits = self._run([each.images for each in batch])
+                self._work = asyncio.get_running_loop().create_task(self._compute(batch, logits, began))
 
-    async def _gather(self) -> None:
-        """Wait for a first request, then for company until the batch is full or its time is up."""
-        while not self._queue:
-            self._arrived.clear()
-            await self._arrived.wait()
-        ends = self._queue[0].since + self._options.max_delay
-        while self._images < self._options.max_batch and (left := ends - perf_counter()) > 0:
-            self._arrived.clear()
-            try:
-                async with asyncio.timeout(left):
-                    await self._arrived.wait()
-            except TimeoutError:
-                return
+    def _time_is_up(self) -> None:
+        self._timer = None
+        self._go_on()
 
     def _take(self) -> list[_Waiting]:
         """The oldest requests that fit into one batch; who has gone meanwhile is left out."""
@@ -108,13 +100,15 @@ class Batcher:
                 room -= len(waiting.images)
         return batch
 
-    async def _compute(self, batch: list[_Waiting]) -> None:
-        began = perf_counter()
+    async def _compute(self, batch: list[_Waiting], computed: Awaitable[np.ndarray], began: float) -> None:
         try:
-            logits = await asyncio.get_running_loop().run_in_executor(self._thread, self._joined, [each.images for each in batch])
+            self._tell(batch, await computed, began)
         except Exception as error:  # whatever the runtime raises is the answer of all who were in the batch
             self._fail(batch, error)
-            return
+        self._work = None
+        self._go_on()
+
+    def _tell(self, batch: list[_Waiting], logits: np.ndarray, began: float) -> None:
         seconds, first = perf_counter() - began, 0
         self._seconds_an_image = seconds / len(logits)
         self._metrics.batch(len(logits), seconds)
@@ -124,9 +118,6 @@ class Batcher:
             self._metrics.queue_seconds.observe(began - each.since)
             if not each.answer.done():
                 each.answer.set_result(Answer(rows, began - each.since, seconds, len(logits)))
-
-    def _joined(self, parts: list[np.ndarray]) -> np.ndarray:
-        return self._run(parts[0] if len(parts) == 1 else np.concatenate(parts))
 
     def _fail(self, batch: list[_Waiting], error: Exception) -> None:
         for each in batch:

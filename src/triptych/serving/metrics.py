@@ -20,6 +20,7 @@ class Metrics:
         )
         self.queue = Gauge("triptych_queue_images", "Images that wait for a batch.", registry=registry)
         self.in_flight = Gauge("triptych_in_flight_requests", "Requests that are not answered yet.", registry=registry)
+        self.restarts = Counter("triptych_worker_restarts", "Times that the model's process ended and was replaced.", registry=registry)
         self.held = Gauge("triptych_held_bytes", "Bytes of request bodies in memory.", registry=registry)
         self.queue_seconds = Histogram("triptych_queue_seconds", "A request's wait for its batch.", buckets=SECONDS, registry=registry)
         self._compute = Histogram("triptych_compute_seconds", "Seconds of a batch in the runtime.", buckets=SECONDS, registry=registry)

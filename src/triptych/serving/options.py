@@ -14,7 +14,7 @@ class Options:
     `max_batch` images are computed at once, after the oldest has waited `max_delay` seconds for company. `max_queue` images wait, and
     as many uploads for their decoding. `max_body` bytes and `max_pixels` are of one request; all bodies together may hold `max_held`
     bytes. `head_seconds` and `body_seconds` are for a client to send, `request_seconds` for us to answer, `drain_seconds` for the
-    requests that are there when the server is asked to end.
+    requests that are there when the server is asked to end. `start_seconds` is for the model's process to be ready.
     """
 
     max_batch: int = 32
@@ -26,12 +26,18 @@ class Options:
     body_seconds: float = 30.0
     request_seconds: float = 30.0
     drain_seconds: int = 30
+    start_seconds: float = 300.0
     decoders: int = 2
 
     @property
     def max_held(self) -> int:
         """Bytes of request bodies that are held at once."""
         return 8 * self.max_body
+
+    @property
+    def hung_seconds(self) -> float:
+        """When a batch takes so long, nobody waits for it any more: the process that computes it is taken for hung, and replaced."""
+        return 2 * self.request_seconds
 
 
 class Refused(TriptychError):

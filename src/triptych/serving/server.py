@@ -35,7 +35,7 @@ class Server(uvicorn.Server):
         """The requests that are there finish; a second interrupt from the keyboard does not wait for them."""
         self.force_exit = self.should_exit and sig == signal.SIGINT
         self.should_exit = True
-        self._service.ready = False
+        self._service.open = False
 
     @contextlib.contextmanager
     def capture_signals(self) -> Iterator[None]:
@@ -50,11 +50,20 @@ class Server(uvicorn.Server):
             for sig, handler in before.items():
                 signal.signal(sig, handler)
 
+    async def serve(self, sockets: list[Any] | None = None) -> None:
+        """From the model's start to its end, which is this server's as well. Raises what ended it, if that was not a signal."""
+        await self._service.start()
+        self._service.model.kept.add_done_callback(lambda _: self.handle_exit(signal.SIGTERM, None))
+        try:
+            await super().serve(sockets)
+        finally:
+            await self._service.stop()
+
     async def startup(self, sockets: list[Any] | None = None) -> None:
         """Listen, and say where."""
         await super().startup(sockets)
-        served = self._service.served
-        logs.event("ready", url=f"http://{self.config.host}:{self.port}", model=served.name, source=served.source, versions=served.versions)
+        served, versions = self._service.served, self._service.model.versions
+        logs.event("ready", url=f"http://{self.config.host}:{self.port}", model=served.name, source=served.source, versions=versions)
 
     async def shutdown(self, sockets: list[Any] | None = None) -> None:
         """Stop listening, finish what is there, and say so."""
@@ -72,14 +81,17 @@ def server(service: Service, host: str, port: int) -> Server:
         head_seconds = service.options.head_seconds
 
     config = uvicorn.Config(
-        application(service), host=host, port=port, loop="asyncio", http=Connections, ws="none", lifespan="on", log_config=None,
+        application(service), host=host, port=port, loop="asyncio", http=Connections, ws="none", lifespan="off", log_config=None,
         access_log=False, proxy_headers=False, server_header=False, timeout_graceful_shutdown=service.options.drain_seconds,
     )  # fmt: skip
     return Server(config, service)
 
 
 def run(directory: Path, host: str, port: int, options: Options) -> None:
-    """Serve until a signal ends it. Raises what `artefact.load` does, and UsageError when the address cannot be had."""
+    """Serve until a signal ends it.
+
+    Raises what `artefact.load` does, UsageError when the address cannot be had, and NoWorker when the model's process cannot be kept alive.
+    """
     logs.configure()
     service = Service(artefact.load(directory), options)
     try:

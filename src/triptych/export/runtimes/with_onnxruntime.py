@@ -16,16 +16,20 @@ from triptych.export.runtimes import channels_first, threads
 
 
 def opened(artefact: Path) -> Callable[[np.ndarray], np.ndarray]:
-    """A batch in the file's own layout -> logits (N, classes), by one session with every graph optimization."""
-    session = _session(artefact)
+    """A batch in the file's own layout -> logits (N, classes), by one session with every graph optimization.
+
+    Threads that have nothing to do sleep, where ONNX Runtime would have them spin: what runs beside it needs the cores (docs/serving.md).
+    """
+    session = _session(artefact, spin=False)
     return lambda x: np.asarray(session.run(["logits"], {"images": x})[0])
 
 
-def _session(artefact: Path) -> Any:
+def _session(artefact: Path, *, spin: bool = True) -> Any:
     check(artefact)
     options = onnxruntime.SessionOptions()
     options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_ENABLE_ALL
     options.intra_op_num_threads = threads()
+    options.add_session_config_entry("session.intra_op.allow_spinning", str(int(spin)))
     return onnxruntime.InferenceSession(str(artefact), options, providers=["CPUExecutionProvider"])
 
 
