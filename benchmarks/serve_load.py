@@ -1,47 +1,61 @@
-"""What batching brings under load: concurrent clients, batched and unbatched servers in turns.
+"""`triptych serve` under load: what batching brings, whether saturation leaves memory flat and every accepted request answered, and what
+happens when the model's process is killed.
 
-    .venv/bin/python benchmarks/serve_load.py DIR [--clients 32] [--rounds 6] [--seconds 8]
+    OMP_NUM_THREADS=1 .venv/bin/python benchmarks/serve_load.py DIR [--also DIR] [--rounds 8] [--seconds 5] [--saturate 600] [--kill 30]
 
-DIR is an artefact of `triptych export ... --to onnx`. Two servers run all the time; in a turn every client sends one image at a time to one
-of them, as a binary tensor, and waits for its answer. The ratio of throughputs is by pairs of turns of one round; the order changes from
-round to round. Clients and servers share the machine's cores.
+DIR is an artefact of `triptych export`, `--also` another one that only the last part serves. Some 13 minutes with these settings:
+
+- turns: a batched and an unbatched server run all the time; in a turn every client sends one image at a time to one of them, as a binary
+  tensor, and waits for its answer. The ratio of throughputs is by pairs of turns of one round; the order changes from round to round.
+- saturation: more clients than the queue has places. Who is refused (503) comes back when `Retry-After` says; whatever else is not an
+  answer has failed. Resident memory is read every five seconds.
+- kills: the model's process is killed (SIGKILL) every five seconds under load.
+
+Clients and servers share the machine's cores.
 """
 
 from __future__ import annotations
 
 import argparse
 import collections
+import contextlib
 import json
 import os
 import re
 import signal
-import socket
 import statistics
 import subprocess
 import sys
 import tempfile
+import threading
 import time
-from concurrent.futures import ThreadPoolExecutor
+import urllib.request
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from clients import Load, load
 from measuring import RESULTS, head, write_json
 from serve_fuzz import request
 
 from triptych.bench.script import at_least
 from triptych.bench.statistics import PERCENTILES, paired_interval, percentiles
+from triptych.export import runtimes
 from triptych.serving import artefact
 
 KINDS = {"batched": [], "unbatched": ["--max-batch", "1"]}
 COMMAND = "benchmarks/serve_load.py"
+EVERY = 5.0
+"""Seconds from one reading of memory to the next, and from one kill to the next."""
 
 
 class Served:
-    """A server in a process of its own."""
+    """A server in a process of its own, and the process of its model."""
 
     def __init__(self, directory: Path, log: Path, options: list[str]) -> None:
         command = [sys.executable, "-m", "triptych.cli", "serve", str(directory), "--port", "0", *options]
+        self.log = log
         with log.open("wb") as stderr:
             self.process = subprocess.Popen(command, stderr=stderr)
         ends = time.monotonic() + 120
@@ -51,16 +65,26 @@ class Served:
             time.sleep(0.1)
         self.port = int(found[1])
 
-    def memory(self) -> int | None:
-        """Bytes that are resident now; None where the system does not tell."""
-        status = Path(f"/proc/{self.process.pid}/status")
-        found = re.search(r"VmRSS:\s+(\d+) kB", status.read_text()) if status.exists() else None
-        return int(found[1]) * 1024 if found else None
+    @property
+    def worker(self) -> int:
+        """The process that computes now; 0 while there is none."""
+        pid = self.process.pid
+        children = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
+        return int(children[0]) if children else 0
 
-    def cpu_seconds(self) -> float:
-        """What its threads have computed since it started; how busy the machine is beside it hardly matters for that."""
-        fields = Path(f"/proc/{self.process.pid}/stat").read_text().rpartition(")")[2].split()
-        return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+    def memory(self) -> dict[str, int]:
+        """Bytes that are resident now, of the server and of its worker."""
+        return {"server": resident(self.process.pid), "worker": resident(self.worker)}
+
+    def cpu_seconds(self) -> dict[str, float]:
+        """What each of the two has computed since it started; how busy the machine is beside them hardly matters for that."""
+        return {"server": computed_by(self.process.pid), "worker": computed_by(self.worker)}
+
+    def metric(self, name: str) -> float:
+        """One of its metrics."""
+        with urllib.request.urlopen(f"http://127.0.0.1:{self.port}/metrics", timeout=10) as answer:
+            found = re.search(rf"^{name} (\S+)$", answer.read().decode(), re.M)
+        return float(found[1]) if found else float("nan")
 
     def end(self) -> int:
         """Drain it; its exit code."""
@@ -68,48 +92,50 @@ class Served:
         return self.process.wait(60)
 
 
-def answered(connection: socket.socket, sent: bytes) -> int:
-    """Send a request on a connection that stays open; the status of its answer, which is read whole; 0 without one."""
-    connection.sendall(sent)
-    answer = b""
-    while b"\r\n\r\n" not in answer:
-        more = connection.recv(65536)
-        if not more:
-            return 0
-        answer += more
-    start, _, body = answer.partition(b"\r\n\r\n")
-    length = re.search(rb"\r\ncontent-length: (\d+)", start, re.I)
-    left = int(length[1]) - len(body) if length else 0
-    while left > 0:
-        more = connection.recv(left)
-        if not more:
-            return 0
-        left -= len(more)
-    return int(start[9:12])
+def resident(pid: int) -> int:
+    """Bytes of a process."""
+    found = re.search(r"VmRSS:\s+(\d+) kB", Path(f"/proc/{pid}/status").read_text())
+    return int(found[1]) * 1024 if found else 0
 
 
-def client(port: int, sent: bytes, ends: float, seconds: list[float], statuses: collections.Counter[int]) -> None:
-    """Ask until the time is up."""
-    with socket.create_connection(("127.0.0.1", port), 60) as connection:
-        while time.perf_counter() < ends:
-            began = time.perf_counter()
-            statuses[answered(connection, sent)] += 1
-            seconds.append(time.perf_counter() - began)
+def computed_by(pid: int) -> float:
+    """Seconds of processor time of a process."""
+    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
 
 
-def turn(port: int, sent: bytes, clients: int, seconds: float) -> tuple[float, list[float], collections.Counter[int]]:
-    """Answers a second of all clients together, seconds of each answer, and statuses."""
-    found: list[tuple[list[float], collections.Counter[int]]] = [([], collections.Counter()) for _ in range(clients)]
-    began = time.perf_counter()
-    with ThreadPoolExecutor(clients) as pool:
-        for done in [pool.submit(client, port, sent, began + seconds, *each) for each in found]:
-            done.result()
-    passed = time.perf_counter() - began
-    latencies = [value for each, _ in found for value in each]
-    return len(latencies) / passed, latencies, sum((each for _, each in found), collections.Counter())
+@contextlib.contextmanager
+def serving(directory: Path, kinds: dict[str, list[str]]) -> Iterator[dict[str, Served]]:
+    """Servers of one artefact, drained at the end; one that does not end with code 0 is an error."""
+    with tempfile.TemporaryDirectory(prefix="triptych-serve-") as folder:
+        servers = {kind: Served(directory, Path(folder, f"{kind}.log"), options) for kind, options in kinds.items()}
+        try:
+            yield servers
+        finally:
+            codes = {kind: served.end() for kind, served in servers.items()}
+    if any(codes.values()):
+        raise SystemExit(f"a server ended with an error: {codes}")
 
 
-def body_of(served: artefact.Served) -> bytes:
+@contextlib.contextmanager
+def repeatedly(act: Callable[[float], None]) -> Iterator[None]:
+    """Call `act` with the seconds since the start, every few seconds, until the block ends."""
+    done, began = threading.Event(), time.perf_counter()
+
+    def loop() -> None:
+        while not done.wait(EVERY):
+            act(time.perf_counter() - began)
+
+    thread = threading.Thread(target=loop)
+    thread.start()
+    try:
+        yield
+    finally:
+        done.set()
+        thread.join()
+
+
+def body_of(served: artefact.Artefact) -> bytes:
     """A request for one image, with binary tensors both ways."""
     image = np.random.default_rng(0).standard_normal((1, *served.shape), dtype=np.float32).tobytes()
     tensor = {"name": "images", "datatype": "FP32", "shape": [1, *served.shape], "parameters": {"binary_data_size": len(image)}}
@@ -117,24 +143,26 @@ def body_of(served: artefact.Served) -> bytes:
     return request(f"/v2/models/{served.name}/infer", start + image, {"inference-header-content-length": str(len(start))})
 
 
-def told(rates: list[float], latencies: list[float], statuses: collections.Counter[int]) -> dict[str, Any]:
-    """Of one kind of server, over all turns; a percentile is null below the samples that it needs."""
-    values = {"p50": float(np.median(latencies)), **percentiles(latencies)}
+def told(loads: list[Load]) -> dict[str, Any]:
+    """What clients saw; a percentile is null below the samples that it needs."""
+    seconds = [value for each in loads for value in each.seconds]
+    statuses = sum((each.statuses for each in loads), collections.Counter[int]())
     return {
-        "answers_per_second": rates, "median_answers_per_second": statistics.median(rates), "samples": len(latencies),
-        "seconds": values, "samples_needed": {name: needed for name, (_, needed) in PERCENTILES.items()},
-        "statuses": {str(status): count for status, count in statuses.items()},
+        "answers_per_second": [each.answers_per_second for each in loads], "samples": len(seconds),
+        "seconds": {"p50": float(np.median(seconds)), **percentiles(seconds), "longest": max(seconds)},
+        "samples_needed": {name: needed for name, (_, needed) in PERCENTILES.items()},
+        "statuses": {str(status): count for status, count in statuses.items()}, "failed": sum(each.failed for each in loads),
     }  # fmt: skip
 
 
-def computed(model: artefact.Served) -> dict[str, float]:
+def runtime_alone(model: artefact.Artefact) -> dict[str, float]:
     """Seconds an image in the runtime alone, the fastest of 15 calls, by the size of the batch: what batching can win there."""
-    found = {}
+    run, found = runtimes.opened(model.runtime, model.path), {}
     for size in (1, 2, 4, 8, 16, 32):
         batch, seconds = np.zeros((size, *model.shape), np.float32), []
         for _ in range(16):
             began = time.perf_counter()
-            model.run(batch)
+            run(batch)
             seconds.append(time.perf_counter() - began)
         found[str(size)] = min(seconds[1:]) / size
     return found
@@ -143,63 +171,109 @@ def computed(model: artefact.Served) -> dict[str, float]:
 def busy_seconds(servers: dict[str, Served]) -> float:
     """What the machine's cores have computed for others than these servers and this script, since it started."""
     user, nice, system, _, _, irq, softirq, steal = map(int, Path("/proc/stat").read_text().split()[1:9])
-    ours = sum(served.cpu_seconds() for served in servers.values()) + time.process_time()
+    ours = sum(sum(served.cpu_seconds().values()) for served in servers.values()) + time.process_time()
     return (user + nice + system + irq + softirq + steal) / os.sysconf("SC_CLK_TCK") - ours
 
 
-def measured(servers: dict[str, Served], sent: bytes, given: argparse.Namespace) -> dict[str, Any]:
-    """The turns, and what they come to."""
-    rates: dict[str, list[float]] = {kind: [] for kind in KINDS}
-    latencies: dict[str, list[float]] = {kind: [] for kind in KINDS}
-    statuses: dict[str, collections.Counter[int]] = {kind: collections.Counter() for kind in KINDS}
-    spent: dict[str, list[float]] = {kind: [] for kind in KINDS}
-    for served in servers.values():
-        turn(served.port, sent, given.clients, min(2.0, given.seconds))
-    before = {kind: served.memory() for kind, served in servers.items()}
-    others, started = busy_seconds(servers), time.perf_counter()
-    for number in range(given.rounds):
-        for kind in list(KINDS)[:: 1 if number % 2 else -1]:
-            began = servers[kind].cpu_seconds()
-            rate, seconds, found = turn(servers[kind].port, sent, given.clients, given.seconds)
-            spent[kind].append((servers[kind].cpu_seconds() - began) / len(seconds))
-            rates[kind].append(rate)
-            latencies[kind] += seconds
-            statuses[kind] += found
-            sys.stdout.write(
-                f"round {number + 1}: {kind:<10}{rate:8.1f} answers/s, {spent[kind][-1] * 1e3:.2f} ms of processor an answer\n"
-            )
-    others = (busy_seconds(servers) - others) / (time.perf_counter() - started) / (os.cpu_count() or 1)
+def turns(directory: Path, sent: bytes, given: argparse.Namespace) -> dict[str, Any]:
+    """Batched against unbatched."""
+    loads: dict[str, list[Load]] = {kind: [] for kind in KINDS}
+    spent: dict[str, list[dict[str, float]]] = {kind: [] for kind in KINDS}
+    with serving(directory, KINDS) as servers:
+        for served in servers.values():
+            load(served.port, sent, given.clients, min(2.0, given.seconds))
+        others, started = busy_seconds(servers), time.perf_counter()
+        for number in range(given.rounds):
+            for kind in list(KINDS)[:: 1 if number % 2 else -1]:
+                began = servers[kind].cpu_seconds()
+                loads[kind].append(found := load(servers[kind].port, sent, given.clients, given.seconds))
+                seconds = {name: value - began[name] for name, value in servers[kind].cpu_seconds().items()} | {"client": found.cpu_seconds}
+                spent[kind].append({name: value / found.statuses.total() for name, value in seconds.items()})
+                say(f"round {number + 1}: {kind:<10}{found.answers_per_second:8.1f} answers/s, processor time an answer {spent[kind][-1]}")
+        others = (busy_seconds(servers) - others) / (time.perf_counter() - started) / (os.cpu_count() or 1)
+    rates = {kind: [each.answers_per_second for each in loads[kind]] for kind in KINDS}
     ratio, interval = paired_interval(rates["batched"], rates["unbatched"])
-    rows = {kind: told(rates[kind], latencies[kind], statuses[kind]) | {"cpu_seconds_an_answer": spent[kind]} for kind in KINDS}
-    memory = {kind: {"before": before[kind], "after": served.memory()} for kind, served in servers.items()}
-    return {"batched_over_unbatched": ratio, "interval": interval, "rows": rows, "resident_bytes": memory, "others_share_of_cores": others}
+    rows = {
+        kind: told(loads[kind]) | {"median_answers_per_second": statistics.median(rates[kind]), "cpu_seconds_an_answer": spent[kind]}
+        for kind in KINDS
+    }
+    say(f"batched over unbatched: {ratio:.2f} {interval}")
+    return {"batched_over_unbatched": ratio, "interval": interval, "rows": rows, "others_share_of_cores": others}
+
+
+def saturation(directory: Path, sent: bytes, given: argparse.Namespace) -> dict[str, Any]:
+    """More clients than the queue has places, for minutes."""
+    read: list[dict[str, float]] = []
+    with serving(directory, {"batched": []}) as servers:
+        served = servers["batched"]
+        with repeatedly(lambda passed: read.append({"seconds": passed, **served.memory()})):
+            found = load(served.port, sent, given.saturating, given.saturate)
+        restarts = served.metric("triptych_worker_restarts_total")
+    memory = {name: flatness([(each["seconds"], each[name]) for each in read]) for name in ("server", "worker")}
+    say(f"saturation: {found.answers_per_second:.1f} answers/s, {dict(found.statuses)}, memory {memory}")
+    what = {"clients": given.saturating, "for_seconds": given.saturate, "worker_restarts": restarts}
+    return {**what, **told([found]), "resident_bytes": memory, "readings": read}
+
+
+def flatness(points: list[tuple[float, float]]) -> dict[str, float]:
+    """First and last reading of bytes, and the slope of a straight line through all but the first tenth, in bytes a minute."""
+    later = np.array(points[len(points) // 10 :])
+    return {"start": points[0][1], "end": points[-1][1], "slope_per_minute": 60 * float(np.polyfit(later[:, 0], later[:, 1], 1)[0])}
+
+
+def kills(directory: Path, sent: bytes, given: argparse.Namespace) -> dict[str, Any]:
+    """The model's process is killed time and again."""
+    killed: list[float] = []
+    with serving(directory, {"batched": []}) as servers:
+        served = servers["batched"]
+
+        def kill(passed: float) -> None:
+            if pid := served.worker:
+                os.kill(pid, signal.SIGKILL)
+                killed.append(passed)
+
+        with repeatedly(kill):
+            found = load(served.port, sent, given.clients, given.kill)
+        restarts = served.metric("triptych_worker_restarts_total")
+        starts = [json.loads(line)["seconds"] for line in served.log.read_text().splitlines() if '"event": "worker"' in line]
+    say(
+        f"{len(killed)} kills of {directory.name}: {dict(found.statuses)}, {restarts:g} restarts, longest answer {max(found.seconds):.2f} s"
+    )
+    return {"kills": killed, "worker_restarts": restarts, "worker_start_seconds": starts, **told([found])}
+
+
+def say(text: str) -> None:
+    """Progress."""
+    sys.stdout.write(text + "\n")
+    sys.stdout.flush()
 
 
 def main() -> None:
-    """Start both, load them in turns, record."""
-    parser = argparse.ArgumentParser(description=str(__doc__).partition("\n")[0])
+    """Each part in turn, and one record of all."""
+    parser = argparse.ArgumentParser(description=str(__doc__).partition("\n\n")[0])
     parser.add_argument("directory", type=Path, metavar="DIR")
+    parser.add_argument("--also", type=Path, metavar="DIR", help="Another artefact, whose process is killed too.")
     parser.add_argument("--clients", type=at_least(1), default=32)
-    parser.add_argument("--rounds", type=at_least(2), default=6)
-    parser.add_argument("--seconds", type=float, default=8.0, help="Of a turn.")
+    parser.add_argument("--rounds", type=at_least(2), default=8)
+    parser.add_argument("--seconds", type=float, default=5.0, help="Of a turn.")
+    parser.add_argument("--saturating", type=at_least(1), default=320, help="Clients at saturation; the queue has 256 places.")
+    parser.add_argument("--saturate", type=float, default=600.0, help="Seconds at saturation.")
+    parser.add_argument("--kill", type=float, default=30.0, help="Seconds of kills, for each artefact.")
     parser.add_argument("--out", type=Path, default=RESULTS / "serve" / "load.json")
     given = parser.parse_args()
-    model = artefact.load(given.directory)
-    alone, load_before = computed(model), os.getloadavg()
-    with tempfile.TemporaryDirectory(prefix="triptych-serve-") as folder:
-        servers = {kind: Served(given.directory, Path(folder, f"{kind}.log"), options) for kind, options in KINDS.items()}
-        try:
-            found = measured(servers, body_of(model), given)
-        finally:
-            ended = {kind: served.end() for kind, served in servers.items()}
-    command = f"{COMMAND} {given.directory.name} --clients {given.clients} --rounds {given.rounds} --seconds {given.seconds:g}"
-    what = {"model": model.name, "source": model.source, "clients": given.clients, "options": KINDS, "exit_codes": ended}
-    load = {"load_average_before": load_before, "load_average": os.getloadavg()}
-    write_json(
-        given.out,
-        {**head(command), **what, **load, "threads": os.environ.get("OMP_NUM_THREADS"), "runtime_seconds_an_image": alone, **found},
-    )
-    sys.stdout.write(f"batched over unbatched: {found['batched_over_unbatched']:.2f} {found['interval']}\n")
+    models = {path: artefact.load(path) for path in (given.directory, *([given.also] if given.also else []))}
+    model, sent = models[given.directory], body_of(models[given.directory])
+    what = {"model": model.name, "source": model.source, "clients": given.clients, "options": KINDS}
+    settings = f"--clients {given.clients} --rounds {given.rounds} --seconds {given.seconds:g}"
+    command = f"{COMMAND} {model.source}-{model.format} {settings} --saturate {given.saturate:g} --kill {given.kill:g}"
+    record = {
+        **head(command), **what, "threads": os.environ.get("OMP_NUM_THREADS"), "load_average_before": os.getloadavg(),
+        "runtime_seconds_an_image": runtime_alone(model), **turns(given.directory, sent, given),
+        "saturation": saturation(given.directory, sent, given),
+        "kills": {f"{each.source}-{each.format}": kills(path, body_of(each), given) for path, each in models.items()},
+        "load_average": os.getloadavg(),
+    }  # fmt: skip
+    write_json(given.out, record)
 
 
 if __name__ == "__main__":
