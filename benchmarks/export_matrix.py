@@ -24,7 +24,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from measuring import RESULTS, head, write_json
+from measuring import RESULTS, fill, head, write_json
 from safetensors.numpy import save_file
 
 from triptych.bench.script import at_least
@@ -148,11 +148,7 @@ def blocks(recorded: dict[str, Any]) -> dict[str, str]:
 
 def write_doc(recorded: dict[str, Any]) -> None:
     """Put the tables into docs/export.md."""
-    text = DOCUMENT.read_text()
-    for name, content in blocks(recorded).items():
-        before, _, rest = text.partition(f"<!-- begin {name} -->\n")
-        text = f"{before}<!-- begin {name} -->\n{content}\n<!-- end {name} -->{rest.partition(f'<!-- end {name} -->')[2]}"
-    DOCUMENT.write_text(text)
+    fill(DOCUMENT, blocks(recorded))
 
 
 def main() -> None:

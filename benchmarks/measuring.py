@@ -1,4 +1,4 @@
-"""What the measuring scripts of this folder share: a paired interval, the head of a record, and a file that is written whole."""
+"""What the measuring scripts of this folder share: the head of a record, a file that is written whole, and tables in a document."""
 
 from __future__ import annotations
 
@@ -24,3 +24,17 @@ def write_json(path: Path, data: Any) -> None:
     partial = path.with_name(f".{path.name}.partial")
     partial.write_text(text, encoding="utf-8")
     os.replace(partial, path)
+
+
+def marked(name: str, content: str) -> str:
+    """A part of a document that a script writes, between its marks."""
+    return f"<!-- begin {name} -->\n{content}\n<!-- end {name} -->"
+
+
+def fill(document: Path, blocks: dict[str, str]) -> None:
+    """Replace these parts of a document."""
+    text = document.read_text()
+    for name, content in blocks.items():
+        before, _, rest = text.partition(f"<!-- begin {name} -->\n")
+        text = before + marked(name, content) + rest.partition(f"<!-- end {name} -->")[2]
+    document.write_text(text)

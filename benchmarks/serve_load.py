@@ -2,6 +2,7 @@
 happens when the model's process is killed.
 
     OMP_NUM_THREADS=1 .venv/bin/python benchmarks/serve_load.py DIR [--also DIR] [--rounds 8] [--seconds 5] [--saturate 600] [--kill 30]
+    .venv/bin/python benchmarks/serve_load.py --write-doc      # the tables of docs/serving.md, from the record
 
 DIR is an artefact of `triptych export`, `--also` another one that only the last part serves. Some 13 minutes with these settings:
 
@@ -35,8 +36,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from clients import Load, load
-from measuring import RESULTS, head, write_json
+from clients import REFUSED, Load, load
+from measuring import RESULTS, fill, head, write_json
 from serve_fuzz import request
 
 from triptych.bench.script import at_least
@@ -44,8 +45,10 @@ from triptych.bench.statistics import PERCENTILES, paired_interval, percentiles
 from triptych.export import runtimes
 from triptych.serving import artefact
 
+DOCUMENT = Path(__file__).parents[1] / "docs" / "serving.md"
 KINDS = {"batched": [], "unbatched": ["--max-batch", "1"]}
 COMMAND = "benchmarks/serve_load.py"
+SPENT = ("server", "worker", "client")
 EVERY = 5.0
 """Seconds from one reading of memory to the next, and from one kill to the next."""
 
@@ -242,6 +245,68 @@ def kills(directory: Path, sent: bytes, given: argparse.Namespace) -> dict[str, 
     return {"kills": killed, "worker_restarts": restarts, "worker_start_seconds": starts, **told([found])}
 
 
+def blocks(record: dict[str, Any]) -> dict[str, str]:
+    """What stands between the marks of docs/serving.md."""
+    return {"turns": _turns(record), "saturation": _saturation(record["saturation"]), "kills": _kills(record["kills"])}
+
+
+def _turns(record: dict[str, Any]) -> str:
+    alone, others = record["runtime_seconds_an_image"], record["others_share_of_cores"]
+    low, high = record["interval"]
+    where = f"{record['threads']} thread(s) of {record['environment']['cpu']['model']}; other programs had {others:.0%} of the cores"
+    lines = [
+        f"`{record['command']}`, {where}.",
+        "",
+        "| | answers/s | p50 | p90 | p99 | answers, all 200 | processor time an answer: server | model | clients |",
+        "|---|---|---|---|---|---|---|---|---|",
+    ]
+    for kind, row in record["rows"].items():
+        spent = [milliseconds(statistics.median(each[name] for each in row["cpu_seconds_an_answer"])) for name in SPENT]
+        seen = [milliseconds(row["seconds"][name]) for name in ("p50", "p90", "p99")]
+        all_good = row["samples"] == sum(row["statuses"].values())
+        count = f"{row['samples']:,}" if all_good else f"{row['samples']:,} of {sum(row['statuses'].values()):,}"
+        lines.append(f"| {kind} | {row['median_answers_per_second']:.0f} | {' | '.join([*seen, count, *spent])} |")
+    pairs = len(record["rows"]["batched"]["answers_per_second"])
+    sizes = ", ".join(f"{milliseconds(value)} ({size})" for size, value in alone.items())
+    return "\n".join([
+        *lines, "",
+        f"Batched over unbatched: {record['batched_over_unbatched']:.2f} (95 % interval {low:.2f} to {high:.2f}, {pairs} pairs).",
+        f"The runtime alone takes, an image in a batch of so many: {sizes}.",
+    ])  # fmt: skip
+
+
+def _saturation(part: dict[str, Any]) -> str:
+    refused, memory = part["statuses"].get(str(REFUSED), 0), []
+    for name, told in part["resident_bytes"].items():
+        start, end, slope = told["start"] / 2**20, told["end"] / 2**20, told["slope_per_minute"] / 2**10
+        memory.append(f"{name} {start:.1f} to {end:.1f} MiB, {slope:+.1f} KiB a minute")
+    rate, p99 = part["answers_per_second"][0], milliseconds(part["seconds"]["p99"])
+    return (
+        f"{part['clients']} clients for {part['for_seconds']:.0f} s: {part['samples']:,} answers, {rate:.0f} a second, p99 {p99};\n"
+        f"{refused:,} were refused (503) and came back, {part['failed']} failed, {part['worker_restarts']:.0f} restarts.\n"
+        f"Resident memory: {'; '.join(memory)}."
+    )
+
+
+def _kills(parts: dict[str, Any]) -> str:
+    lines = [
+        "| artefact | kills | answers 200 | refused | failed | longest answer | a new process is ready after |",
+        "|---|---|---|---|---|---|---|",
+    ]
+    for name, part in parts.items():
+        cells = [
+            name, str(len(part["kills"])), f"{part['samples']:,}", str(part["statuses"].get(str(REFUSED), 0)), str(part["failed"]),
+            f"{part['seconds']['longest']:.2f} s", f"{statistics.median(part['worker_start_seconds']):.2f} s",
+        ]  # fmt: skip
+        lines.append(f"| {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
+def milliseconds(seconds: float | None) -> str:
+    """For people; n/a where there are too few samples."""
+    return "n/a" if seconds is None else f"{seconds * 1e3:.2f} ms"
+
+
 def say(text: str) -> None:
     """Progress."""
     sys.stdout.write(text + "\n")
@@ -251,7 +316,7 @@ def say(text: str) -> None:
 def main() -> None:
     """Each part in turn, and one record of all."""
     parser = argparse.ArgumentParser(description=str(__doc__).partition("\n\n")[0])
-    parser.add_argument("directory", type=Path, metavar="DIR")
+    parser.add_argument("directory", type=Path, metavar="DIR", nargs="?")
     parser.add_argument("--also", type=Path, metavar="DIR", help="Another artefact, whose process is killed too.")
     parser.add_argument("--clients", type=at_least(1), default=32)
     parser.add_argument("--rounds", type=at_least(2), default=8)
@@ -260,7 +325,13 @@ def main() -> None:
     parser.add_argument("--saturate", type=float, default=600.0, help="Seconds at saturation.")
     parser.add_argument("--kill", type=float, default=30.0, help="Seconds of kills, for each artefact.")
     parser.add_argument("--out", type=Path, default=RESULTS / "serve" / "load.json")
+    parser.add_argument("--write-doc", action="store_true", help="Only write the tables of docs/serving.md, from the record.")
     given = parser.parse_args()
+    if given.write_doc:
+        fill(DOCUMENT, blocks(json.loads(given.out.read_text())))
+        return
+    if given.directory is None:
+        parser.error("give DIR, an artefact's directory")
     models = {path: artefact.load(path) for path in (given.directory, *([given.also] if given.also else []))}
     model, sent = models[given.directory], body_of(models[given.directory])
     what = {"model": model.name, "source": model.source, "clients": given.clients, "options": KINDS}

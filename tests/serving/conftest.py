@@ -51,11 +51,12 @@ def graph() -> Any:
     return helper.make_model(body, opset_imports=[helper.make_opsetid("", 18)], ir_version=10)
 
 
-def write_artefact(folder: Path, **changes: Any) -> Path:
-    """An artefact's directory as `triptych export` leaves it, but for what `changes` says of its record."""
+def write_artefact(folder: Path, change: Callable[[Path], Any] = lambda path: None, **changes: Any) -> Path:
+    """An artefact's directory as `triptych export` leaves it, but for what `change` does to the file and `changes` says of its record."""
     directory = folder / "pytorch-onnx"
     directory.mkdir(parents=True)
     onnx.save(graph(), directory / "model.onnx")
+    change(directory / "model.onnx")
     write_record(directory, **changes)
     return directory
 

@@ -43,6 +43,7 @@ def test_what_was_altered_is_not_served(written, tmp_path):
         ({"spec": {"family": "other"}}, InputRefused, "describes no model"),
         ({"spec": to_dict(catalog.get_spec("text_image"))}, UsageError, "cannot be fed with images alone"),
         ({"source": "elsewhere"}, InputRefused, "names 'elsewhere'"),
+        ({"spec": to_dict(catalog.get_spec("resnet20")) | {"name": "../../x"}}, InputRefused, "names its model '../../x'"),
         ({"format": "saved_model", "source": "pytorch"}, InputRefused, "names 'pytorch' as the source of a saved_model"),
     ],
 )

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
+import re
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -23,13 +24,13 @@ INPUT, OUTPUT = "images", "logits"
 
 @dataclass(frozen=True, slots=True)
 class Artefact:
-    """A verified artefact: its directory, its format and who wrote it, and the model's spec."""
+    """A verified artefact: its directory, its format and who wrote it, the model's spec, and size and hash of every file."""
 
     directory: Path
     format: str
     source: str
     spec: ImageSpec
-    files: tuple[str, ...]
+    files: Mapping[str, dict[str, Any]]
 
     @property
     def name(self) -> str:
@@ -121,4 +122,6 @@ def _told(directory: Path, kept: dict[str, Any]) -> Artefact:
         raise InputRefused(f"{directory / record.NAME} describes no model of ours ({type(error).__name__}: {error})") from None
     if source not in [cell.source for cell in matrix.CELLS if cell.possible and cell.format == kept["format"]]:
         raise InputRefused(f"{directory / record.NAME} names {source!r} as the source of a {kept['format']}, which none of ours writes")
-    return Artefact(directory, str(kept["format"]), source, spec, tuple(kept["files"]))
+    if not re.fullmatch(r"\w[\w.-]*", spec.name):
+        raise InputRefused(f"{directory / record.NAME} names its model {spec.name!r}; a name has letters, digits, '_', '-' and '.'")
+    return Artefact(directory, str(kept["format"]), source, spec, kept["files"])
