@@ -10,7 +10,7 @@ DIR is an artefact of `triptych export`, `--also` another one that only the last
   tensor, and waits for its answer. The ratio of throughputs is by pairs of turns of one round; the order changes from round to round.
 - saturation: more clients than the queue has places. Who is refused (503) comes back when `Retry-After` says; whatever else is not an
   answer has failed. Resident memory is read every five seconds.
-- kills: the model's process is killed (SIGKILL) every five seconds under load.
+- kills: the model's process is killed (SIGKILL) every five seconds under load, when there is one.
 
 Clients and servers share the machine's cores.
 """
@@ -30,8 +30,10 @@ import sys
 import tempfile
 import threading
 import time
+import urllib.error
 import urllib.request
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -82,6 +84,15 @@ class Served:
     def cpu_seconds(self) -> dict[str, float]:
         """What each of the two has computed since it started; how busy the machine is beside them hardly matters for that."""
         return {"server": computed_by(self.process.pid), "worker": computed_by(self.worker)}
+
+    def ready(self) -> bool:
+        """Whether its model's process is there."""
+        with (
+            contextlib.suppress(urllib.error.HTTPError),
+            urllib.request.urlopen(f"http://127.0.0.1:{self.port}/v2/health/ready", timeout=60),
+        ):
+            return True
+        return False
 
     def metric(self, name: str) -> float:
         """One of its metrics."""
@@ -158,16 +169,31 @@ def told(loads: list[Load]) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def runtime_alone(model: artefact.Artefact) -> dict[str, float]:
-    """Seconds an image in the runtime alone, the fastest of 15 calls, by the size of the batch: what batching can win there."""
-    run, found = runtimes.opened(model.runtime, model.path), {}
-    for size in (1, 2, 4, 8, 16, 32):
-        batch, seconds = np.zeros((size, *model.shape), np.float32), []
-        for _ in range(16):
-            began = time.perf_counter()
-            run(batch)
-            seconds.append(time.perf_counter() - began)
-        found[str(size)] = min(seconds[1:]) / size
+def runtime_alone(model: artefact.Artefact) -> dict[str, dict[str, float]]:
+    """Seconds an image in the runtime alone, the fastest of 15 turns, by the size of the batch: what batching can win there.
+
+    With one thread, with two, and by two sessions of one thread each, which compute a batch of that size at the same time.
+    """
+    return {f"{sessions} x {threads}": _alone(model, sessions, threads) for sessions, threads in ((1, 1), (1, 2), (2, 1))}
+
+
+def _alone(model: artefact.Artefact, sessions: int, threads: int) -> dict[str, float]:
+    before = os.environ.get("OMP_NUM_THREADS")
+    os.environ["OMP_NUM_THREADS"] = str(threads)
+    runs = [runtimes.opened(model.runtime, model.path) for _ in range(sessions)]
+    if before is None:
+        del os.environ["OMP_NUM_THREADS"]
+    else:
+        os.environ["OMP_NUM_THREADS"] = before
+    found = {}
+    with ThreadPoolExecutor(sessions) as pool:
+        for size in (1, 2, 4, 8, 16, 32):
+            batch, seconds = np.zeros((size, *model.shape), np.float32), []
+            for _ in range(16):
+                began = time.perf_counter()
+                list(pool.map(lambda run, batch=batch: run(batch), runs))
+                seconds.append(time.perf_counter() - began)
+            found[str(size)] = min(seconds[1:]) / size / sessions
     return found
 
 
@@ -231,8 +257,8 @@ def kills(directory: Path, sent: bytes, given: argparse.Namespace) -> dict[str, 
         served = servers["batched"]
 
         def kill(passed: float) -> None:
-            if pid := served.worker:
-                os.kill(pid, signal.SIGKILL)
+            if served.ready():
+                os.kill(served.worker, signal.SIGKILL)
                 killed.append(passed)
 
         with repeatedly(kill):
@@ -267,11 +293,12 @@ def _turns(record: dict[str, Any]) -> str:
         count = f"{row['samples']:,}" if all_good else f"{row['samples']:,} of {sum(row['statuses'].values()):,}"
         lines.append(f"| {kind} | {row['median_answers_per_second']:.0f} | {' | '.join([*seen, count, *spent])} |")
     pairs = len(record["rows"]["batched"]["answers_per_second"])
-    sizes = ", ".join(f"{milliseconds(value)} ({size})" for size, value in alone.items())
     return "\n".join([
         *lines, "",
         f"Batched over unbatched: {record['batched_over_unbatched']:.2f} (95 % interval {low:.2f} to {high:.2f}, {pairs} pairs).",
-        f"The runtime alone takes, an image in a batch of so many: {sizes}.",
+        "", "The runtime alone, milliseconds an image by the size of the batch:", "",
+        f"| sessions x threads | {' | '.join(alone['1 x 1'])} |", "|---" * (len(alone["1 x 1"]) + 1) + "|",
+        *(f"| {way} | {' | '.join(f'{value * 1e3:.2f}' for value in sizes.values())} |" for way, sizes in alone.items()),
     ])  # fmt: skip
 
 
@@ -336,7 +363,8 @@ def main() -> None:
     model, sent = models[given.directory], body_of(models[given.directory])
     what = {"model": model.name, "source": model.source, "clients": given.clients, "options": KINDS}
     settings = f"--clients {given.clients} --rounds {given.rounds} --seconds {given.seconds:g}"
-    command = f"{COMMAND} {model.source}-{model.format} {settings} --saturate {given.saturate:g} --kill {given.kill:g}"
+    also = "".join(f" --also {path.name}" for path in list(models)[1:])
+    command = f"{COMMAND} {given.directory.name}{also} {settings} --saturate {given.saturate:g} --kill {given.kill:g}"
     record = {
         **head(command), **what, "threads": os.environ.get("OMP_NUM_THREADS"), "load_average_before": os.getloadavg(),
         "runtime_seconds_an_image": runtime_alone(model), **turns(given.directory, sent, given),

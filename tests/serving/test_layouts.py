@@ -69,7 +69,7 @@ def test_triton_is_told_what_the_file_takes(exported, tmp_path):
     row = layouts.write(LAYOUTS["triton"], exported, tmp_path / "models", Options(max_batch=16, max_delay=0.003))
     assert set(files(tmp_path / "models")) == {"resnet20/config.pbtxt", "resnet20/1/model.onnx"} == set(row["files"])
     assert (tmp_path / "models/resnet20/1/model.onnx").read_bytes() == (exported / "model.onnx").read_bytes()
-    assert row["errors"] == {"serving_default": 0.0}
+    assert row["errors"] == {"logits": 0.0}
     assert row["server_was_run"] is False
     config = model_config(tmp_path / "models/resnet20/config.pbtxt")
     assert (config.name, config.backend, config.max_batch_size) == ("resnet20", "onnxruntime", 16)
@@ -141,7 +141,7 @@ def test_what_computes_something_else_is_not_handed_over(exported, tmp_path, mon
         onnx.save(model, version / "model.onnx")
 
     monkeypatch.setattr(layouts, "_copy", spoilt)
-    with pytest.raises(ExportFailed, match="serving_default"):
+    with pytest.raises(ExportFailed, match="logits"):
         layouts.write(LAYOUTS["triton"], exported, tmp_path / "models", Options())
     assert list(tmp_path.iterdir()) == []
 

@@ -168,7 +168,7 @@ def _answers(desk: session.Desk, served: Artefact, path: Path) -> dict[str, dict
     with desk.fresh(served.runtime) as runtime:
         runtime.ask("open", key="layout", artefact=str(path), channels_first=served.channels_first)
         runtime.ask("run", key="layout", inputs=str(desk.path("inputs")), outputs=outputs)
-        found = {"serving_default": load_file(outputs)}
+        found = {"serving_default" if served.format == "saved_model" else OUTPUT: load_file(outputs)}
         if files:
             runtime.ask("serve", artefact=str(path), encoded=files, outputs=outputs)
             found["serve_images"] = load_file(outputs)
