@@ -30,6 +30,8 @@ STEP = 1e-10
 PIXEL = 0.05 / 255.0
 # The same 0.05 levels after division by a standard deviation of about 0.23 and against a scale of about 2.6.
 NORMALIZED_PIXEL = 3e-4
+# The same arithmetic as PyTorch's in C++ (examples/cpp), but for products and sums that one compiler fuses: units in the last place.
+PREPARED = 1e-6
 LOGITS_FLOAT32 = 1e-5
 # Exported models against their source's own logits. Weights in half precision are off by up to 2^-11 of themselves, weights in 8 bits by up
 # to 1/254 of their channel's largest, and so are the activations; layers add to that.
