@@ -119,10 +119,12 @@ class Exif {
     return value;
   }
 
+  /// The tag 0x0112 of the first directory, if that is one unsigned short, which has the type 3.
   int orientation() const {
-    const std::size_t directory = integer(4, 4), entries = integer(directory, 2);
-    for (std::size_t i = 0; i < entries; ++i)
-      if (const std::size_t entry = directory + 2 + 12 * i; integer(entry, 2) == 0x0112) return static_cast<int>(integer(entry + 8, 2));
+    const std::size_t directory = integer(4, 4), entries = integer(2, 2) == 42 ? integer(directory, 2) : 0;
+    for (std::size_t entry = directory + 2; entry < directory + 2 + 12 * entries; entry += 12)
+      if (integer(entry, 2) == 0x0112 && integer(entry + 2, 2) == 3 && integer(entry + 4, 4) == 1)
+        return static_cast<int>(integer(entry + 8, 2));
     return 1;
   }
 
