@@ -28,7 +28,7 @@ void print_top(const std::vector<float>& logits, const std::vector<std::string>&
   std::stable_sort(order.begin(), order.end(), [&](int a, int b) { return logits[a] > logits[b]; });
   order.resize(std::min<std::size_t>(order.size(), TOP));
   const auto shares = softmax(logits);
-  for (int i : order) std::printf("  %.7f  %d  %s\n", shares[i], i, labels.empty() ? "" : labels[i].c_str());
+  for (int i : order) std::printf("  %.7f  %d%s\n", shares[i], i, labels.empty() ? "" : ("  " + labels[i]).c_str());
 }
 
 std::string file_of(const Artefact& artefact, const Runtime& runtime) {

@@ -168,8 +168,8 @@ def answered(printed: str) -> dict[str, list[dict[str, Any]]]:
         if not line.startswith("  "):
             answers[line] = []
             continue
-        probability, number, label = line.split(maxsplit=2)
-        answers[list(answers)[-1]].append({"probability": float(probability), "class": int(number), "label": label})
+        probability, number, *label = line.split(maxsplit=2)
+        answers[list(answers)[-1]].append({"probability": float(probability), "class": int(number), "label": "".join(label)})
     return answers
 
 
