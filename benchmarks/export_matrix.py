@@ -19,7 +19,7 @@ import json
 import os
 import random
 import statistics
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -41,8 +41,8 @@ CLOCKS = {True: "computed_seconds", False: "seconds"}
 DOCUMENT = Path(__file__).parents[1] / "docs" / "export.md"
 KEPT = (
     "source", "format", "runtime", "model", "passed", "failure", "unavailable", "worst_error", "tolerance", "checks", "same_class",
-    "of_images", "serve_images", "bytes", "files", "written_with", "versions", "frameworks_loaded", "import_seconds", "load_seconds",
-    "first_call_seconds",
+    "of_images", "calibration", "serve_images", "bytes", "files", "written_with", "versions", "frameworks_loaded", "import_seconds",
+    "load_seconds", "first_call_seconds",
 )  # fmt: skip
 
 
@@ -87,18 +87,20 @@ def name_of(row: dict[str, Any]) -> str:
     return f"{row['source']}-{row['format']}"
 
 
-def timed(rows: list[dict[str, Any]], out: Path, spec: Spec, rounds: int, calls: int) -> dict[tuple[str, int], list[float]]:
+def timed(
+    rows: list[dict[str, Any]], out: Path, spec: Spec, rounds: int, calls: int, batches: Sequence[int] = BATCHES
+) -> dict[tuple[str, int], list[float]]:
     """Seconds of a call, the median of each turn, by artefact and batch size."""
     folder, order = out / "timing", random.Random(0)
     folder.mkdir(exist_ok=True)
     inputs = folder / "inputs"
-    images = np.random.default_rng(0).standard_normal((max(BATCHES), *spec.input_shape), dtype=np.float32)
+    images = np.random.default_rng(0).standard_normal((max(batches), *spec.input_shape), dtype=np.float32)
     save_file({"images": images}, inputs)
-    seconds: dict[tuple[str, int], list[float]] = {(name_of(row), batch): [] for row in rows for batch in BATCHES}
+    seconds: dict[tuple[str, int], list[float]] = {(name_of(row), batch): [] for row in rows for batch in batches}
     with runtimes_of(rows, out, folder) as held:
         for number in range(rounds):
             print(f"round {number + 1} of {rounds}", flush=True)  # noqa: T201
-            turns = [(row, batch) for row in rows for batch in BATCHES]
+            turns = [(row, batch) for row in rows for batch in batches]
             for row, batch in order.sample(turns, len(turns)):
                 answer = held[row["runtime"]].ask("time", key=name_of(row), inputs=str(inputs), batch=batch, calls=calls)
                 seconds[name_of(row), batch].append(statistics.median(answer[CLOCKS[threads() == 1]]))
@@ -146,9 +148,9 @@ def blocks(recorded: dict[str, Any]) -> dict[str, str]:
     return {"cells": matrix.markdown(), "measured": table(recorded)}
 
 
-def write_doc(recorded: dict[str, Any]) -> None:
-    """Put the tables into docs/export.md."""
-    fill(DOCUMENT, blocks(recorded))
+def write_doc(tables: dict[str, str]) -> None:
+    """Put tables between their marks in docs/export.md."""
+    fill(DOCUMENT, tables)
 
 
 def main() -> None:
@@ -162,7 +164,7 @@ def main() -> None:
     parser.add_argument("--write-doc", action="store_true", help="Only write the tables of docs/export.md, from the record.")
     given = parser.parse_args()
     if given.write_doc:
-        write_doc(json.loads(given.out.read_text()))
+        write_doc(blocks(json.loads(given.out.read_text())))
         return
     spec = catalog.get_spec(given.model)
     storage.make_directory(given.work)

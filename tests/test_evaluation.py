@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import io
 from pathlib import Path
 from types import SimpleNamespace
@@ -16,7 +15,6 @@ from triptych import evaluation
 from triptych.core import catalog, checkpoint, contract, initialize
 from triptych.core.errors import FrameworkMissing, TriptychError, UsageError
 from triptych.core.spec import Preprocessing
-from triptych.data import imagenet
 from triptych.data import images as image_files
 from triptych.data.source import Source
 
@@ -106,28 +104,6 @@ def test_agreement_counts_images_and_names_the_others() -> None:
     assert result["pairs"] == {"pytorch/tensorflow": 3, "pytorch/jax": 2, "tensorflow/jax": 2}
     assert result["differing"] == ["a"]
     assert (result["largest_logit_difference"], result["logit_scale"]) == (1.0, 3.0)
-
-
-def subject(classes: int, labels: tuple[str, ...] | None = None) -> evaluation.Subject:
-    return evaluation.Subject(dataclasses.replace(SPEC, num_classes=classes), {}, labels)
-
-
-def labeled(*classes: str) -> Source:
-    return Source("test", "test", classes, np.arange(len(classes)), [b""] * len(classes), list(classes))
-
-
-def test_class_indices_are_the_models() -> None:
-    assert evaluation.fitted(labeled("x", "y"), subject(2)).labels.tolist() == [0, 1]
-    assert evaluation.fitted(labeled("x", "y"), subject(2, ("u", "v"))).labels.tolist() == [0, 1]
-    by_label = evaluation.fitted(labeled("cat", "dog"), subject(3, ("dog", "frog", "cat")))
-    assert by_label.labels.tolist() == [2, 0]
-    by_wnid = evaluation.fitted(labeled("n01443537", "n15075141"), subject(1000, imagenet.names()))
-    assert by_wnid.labels.tolist() == [1, 999]
-
-
-def test_classes_that_do_not_fit_are_refused() -> None:
-    with pytest.raises(UsageError, match=r"test has 2 classes, mlp with these weights has 3; .*classes\.json"):
-        evaluation.fitted(labeled("x", "y"), subject(3))
 
 
 def test_frameworks_by_name(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -25,7 +25,7 @@ import numpy as np
 from triptych.core import catalog, checkpoint, contract
 from triptych.core.errors import InputRefused, TriptychError, UsageError
 from triptych.core.spec import ImageSpec, Preprocessing, Spec
-from triptych.data import Source, folders, imagenet, open_source
+from triptych.data import Source, fitting, folders, imagenet, open_source
 from triptych.data import images as image_files
 from triptych.data.source import ContentHash
 
@@ -275,7 +275,7 @@ def evaluate(job: Job, frameworks: Sequence[str]) -> dict[str, Any]:
     Raises UsageError when the classes of the data are not those of the model.
     """
     subject = job.subject()
-    source = fitted(job.source(), subject)
+    source = fitting.fitted(job.source(), subject.spec, subject.labels)
     with run_workers(job, frameworks) as inferences:
         accepted = _accepted(source, inferences)
         labels = source.labels[accepted]
@@ -308,24 +308,6 @@ def predict(job: Job, frameworks: Sequence[str], top: int = TOP) -> dict[str, An
             for i, index in enumerate(accepted)
         ]
         return {"model": subject.spec.name, "weights": job.weights, "images": images, "refused": _refusals(source, inferences)}
-
-
-def fitted(source: Source, subject: Subject) -> Source:
-    """`source` with its labels as the model's class indices: as they are, by the model's labels, or by ImageNet's WordNet ids.
-
-    Raises UsageError when the classes do not fit the model.
-    """
-    classes, count = source.classes, subject.spec.num_classes
-    for labels in (subject.labels, imagenet.wnids() if count == len(imagenet.classes()) else None):
-        index_of = {label: index for index, label in enumerate(labels or ())}
-        if labels and len(index_of) == count and set(classes) <= set(index_of):
-            return source.relabeled(labels, index_of)
-    if len(classes) != count:
-        raise UsageError(
-            f"{source.name} has {len(classes)} classes, {subject.spec.name} with these weights has {count}; "
-            "use weights trained for these classes, or add a classes.json that gives each class its index"
-        )
-    return source
 
 
 def _accepted(source: Source, inferences: dict[str, Inference]) -> list[int]:

@@ -256,6 +256,16 @@ def test_a_keras_archive_runs_no_lambda_and_names_no_module(tmp_path: Path, mark
 # The rest
 
 
+def test_openvino_leaves_no_identity_and_tells_nobody(tmp_path: Path, python: Callable[..., Any]) -> None:
+    if runtimes.missing("openvino"):
+        pytest.skip(str(runtimes.missing("openvino")))
+    code = "from triptych.export import runtimes; runtimes.load('openvino').versions(); import sys; print('nncf' in sys.modules)"
+    done = python("-c", code, env={"HOME": str(tmp_path)})
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.strip() == "False"
+    assert list(tmp_path.iterdir()) == [], "openvino_telemetry writes an identity to ~/intel when it is imported"
+
+
 def test_a_stablehlo_module_calls_nothing_outside(tmp_path: Path) -> None:
     framework("jax")
     import jax

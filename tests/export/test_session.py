@@ -11,10 +11,12 @@ import numpy as np
 import pytest
 
 from triptych import cli
-from triptych.core import catalog, contract
+from triptych.core import catalog, contract, initialize
 from triptych.core.conversation import Failed
-from triptych.core.errors import ExportFailed, StorageError
-from triptych.export import matrix, session
+from triptych.core.errors import ExportFailed, StorageError, UsageError
+from triptych.core.tolerance import EXPORTED
+from triptych.data import digits
+from triptych.export import images, matrix, session
 
 SPEC = catalog.tiny(catalog.get_spec("resnet20"))
 ELSEWHERE = {"pytorch-aotinductor", "tensorflow-openvino", "jax-openvino"}
@@ -30,9 +32,11 @@ def cells(source: str, *formats: str) -> tuple[matrix.Cell, ...]:
     return tuple(found)
 
 
-def exported(out: Path, chosen: tuple[matrix.Cell, ...], start: Any = session.process, **options: Any) -> list[dict[str, Any]]:
+def exported(
+    out: Path, chosen: tuple[matrix.Cell, ...], start: Any = session.process, weights: Any = None, **options: Any
+) -> list[dict[str, Any]]:
     """The rows of an export of the small model."""
-    return session.run(session.Request(SPEC, None, chosen, out, **options), lambda text: None, start)
+    return session.run(session.Request(SPEC, weights, chosen, out, **{"calibration_images": 64, **options}), lambda text: None, start)
 
 
 @pytest.mark.parametrize("source", matrix.SOURCES)
@@ -45,13 +49,16 @@ def test_every_artefact_computes_what_its_source_does(source: str, tmp_path: Pat
         folder = tmp_path / f"{row['source']}-{row['format']}"
         assert [check["batch"] for check in row["checks"]] == [7, 1]
         assert row["worst_error"] <= row["tolerance"]
-        assert row["tolerance"] == 1e-5 or row["format"] in ("tflite_float16", "tflite_int8")
+        assert row["tolerance"] == EXPORTED[matrix.FORMATS[row["format"]].bound]
+        assert row["same_class"] >= (32 if row["tolerance"] == 1e-5 else 30)
+        assert row["of_images"] == 32
         assert all(check["scale"] > 0.1 for check in row["checks"]), "logits that are all but zero would prove nothing"
         written = json.loads((folder / "export.json").read_text())
         assert written["worst_error"] == row["worst_error"]
         assert written["files"].keys() == {str(p.relative_to(folder)) for p in folder.rglob("*") if p.is_file()} - {"export.json"}
         for name, entry in written["files"].items():
             assert hashlib.sha256((folder / name).read_bytes()).hexdigest() == entry["sha256"]
+        assert ("calibration" in written) == bool(matrix.FORMATS[row["format"]].calibration)
         assert set(row["written_with"]) >= {"pytorch": {"torch"}, "tensorflow": {"tensorflow"}, "jax": {"jax"}}[source]
         check_loaded(row)
 
@@ -63,6 +70,52 @@ def check_loaded(row: dict[str, Any]) -> None:
         "saved_model": ["tensorflow"], "keras": ["tensorflow", "keras"],
     }  # fmt: skip
     assert row["frameworks_loaded"] == own.get(row["runtime"], [])
+
+
+def test_int8_is_calibrated_on_training_images_and_judged_on_test_images(tmp_path: Path) -> None:
+    (cell,) = cells("pytorch", "onnx_int8")
+    weights = initialize.parity_weights(SPEC, 0, "float32")
+    (row,) = exported(tmp_path, (cell,), weights=weights, calibration="digits", calibration_images=40)
+    assert row["passed"], row["failure"]
+    kept = json.loads((tmp_path / cell.name / "export.json").read_text())["calibration"]
+    source = images.training("digits", SPEC, None, trained=True)
+    chosen = images.calibration(source, 3, 40, set())
+    assert kept == {
+        **images.told(source, chosen), "split": "train", "order": images.ORDER, "method": matrix.FORMATS["onnx_int8"].calibration,
+    }  # fmt: skip
+    labels = digits.open_digits("test").labels
+    assert row["of_images"] == row["accuracy"]["images"] == len(labels)
+    assert row["same_class"] / row["of_images"] > 0.85, "untrained, its classes are close to each other"
+    assert row["accuracy"]["artefact"] == pytest.approx(row["accuracy"]["source"], abs=0.05)
+    check_int8(tmp_path / cell.name / "model.onnx")
+
+
+def check_int8(path: Path) -> None:
+    """Every kernel is int8, of 7 bits, with a scale a channel; the logits are what the last product gives, in float32."""
+    import onnx
+
+    graph = onnx.load(path).graph
+    stored = {each.name: onnx.numpy_helper.to_array(each) for each in graph.initializer}
+    kernels = {name: value for name, value in stored.items() if name.endswith("weight_quantized")}
+    assert len(kernels) == sum(layer.op in ("conv", "linear") for layer in SPEC.layers())
+    for name, value in kernels.items():
+        assert value.dtype == np.int8
+        assert 32 < np.abs(value.astype(int)).max() <= 64
+        assert stored[name.removesuffix("_quantized") + "_scale"].shape == (len(value) if value.ndim == 4 else SPEC.num_classes,)
+    (last,) = [node for node in graph.node if "logits" in node.output]
+    assert last.op_type == "Gemm"
+
+
+def test_images_that_do_not_fit_are_an_error_only_where_int8_was_asked_for(tmp_path: Path) -> None:
+    (cell,) = cells("pytorch", "onnx_int8")
+    options: dict[str, Any] = {"weights": initialize.parity_weights(SPEC, 0, "float32"), "labels": tuple("abcdefghij")}
+    with pytest.raises(UsageError, match="by --calibration"):
+        exported(tmp_path / "a", (cell,), **options)
+    assert not (tmp_path / "a").exists()
+    (row,) = exported(tmp_path / "b", (cell,), optional_calibration=True, **options)
+    assert "by --calibration" in row["unavailable"]
+    assert session.outcome([row]) is None
+    assert list((tmp_path / "b").iterdir()) == []
 
 
 class Spoiler:
@@ -157,6 +210,8 @@ def test_the_command_refuses_by_name_what_cannot_be(tmp_path: Path, capsys: pyte
     assert run("mlp", "--to", "torchscript", "--from", "jax", "--out", tmp_path / "x") == 2
     assert "jax does not export to torchscript: TorchScript" in capsys.readouterr().err
     assert run("mlp", "--to", "onnx") == 2
+    assert run("mlp", "--to", "torchscript", "--from", "pytorch", "--calibration", "digits", "--out", tmp_path / "x") == 2
+    assert "--calibration is for tflite_int8, onnx_int8, openvino_int8: leave it out" in capsys.readouterr().err
     assert run("resnet5", "--to", "all", "--out", tmp_path / "x") == 2
     assert not (tmp_path / "x").exists()
 

@@ -38,7 +38,7 @@ def test_what_was_altered_is_not_served(written, tmp_path):
 @pytest.mark.parametrize(
     ("changes", "error", "text"),
     [
-        ({"format": "tflite"}, UsageError, "wanted is saved_model or onnx or onnx_opset11"),
+        ({"format": "tflite"}, UsageError, "wanted is saved_model or onnx or onnx_opset11 or onnx_int8"),
         ({"passed": False}, InputRefused, "passed its verification"),
         ({"spec": {"family": "other"}}, InputRefused, "describes no model"),
         ({"spec": to_dict(catalog.get_spec("text_image"))}, UsageError, "cannot be fed with images alone"),

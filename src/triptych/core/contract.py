@@ -282,7 +282,8 @@ class Room(Protocol):
     def export(self, model: Model, target: str, path: Path) -> None:
         """Write the model in eval mode, of any batch size, in the format `target` of `export.matrix`; UsageError for one that is not here.
 
-        `images` in the framework's own layout, float32 and preprocessed -> `logits` (N, classes).
+        `images` in the framework's own layout, float32 and preprocessed -> `logits` (N, classes). A room that writes formats whose ranges
+        are calibrated takes the images to do so as one argument more.
         """
         ...
 

@@ -18,12 +18,20 @@ EXTRA = "export"
 
 @dataclass(frozen=True, slots=True)
 class Format:
-    """A kind of artefact: the name of its file or folder, and the bound on its error, a key of `core.tolerance.EXPORTED`."""
+    """A kind of artefact: the name of its file or folder, and the bound on its error, a key of `core.tolerance.EXPORTED`.
+
+    `calibration` tells how the ranges of activations are taken from images, where they are; "" where no images are needed.
+    """
 
     name: str
     title: str
     file: str
     bound: str = "float32"
+    calibration: str = ""
+
+
+_RANGES = "smallest and largest value over all images, per tensor"
+_WEIGHTS = "int8 weights per channel, symmetric"
 
 
 FORMATS: dict[str, Format] = {
@@ -37,11 +45,14 @@ FORMATS: dict[str, Format] = {
         Format("keras", "Keras archive", "model.keras"),
         Format("tflite", "LiteRT (TFLite)", "model.tflite"),
         Format("tflite_float16", "LiteRT, float16 weights", "model.tflite", "float16"),
-        Format("tflite_int8", "LiteRT, int8 weights (dynamic range)", "model.tflite", "int8"),
+        Format("tflite_int8", "LiteRT, int8", "model.tflite", "int8", f"{_WEIGHTS}; int8 activations, asymmetric: {_RANGES}"),
+        Format("tflite_dynamic_int8", "LiteRT, int8 weights (dynamic range)", "model.tflite", "int8"),
         Format("stablehlo", "StableHLO (jax.export)", "model.stablehlo"),
         Format("onnx", "ONNX, opset 18", "model.onnx"),
         Format("onnx_opset11", "ONNX, opset 11", "model.onnx"),
+        Format("onnx_int8", "ONNX, int8 (QDQ)", "model.onnx", "int8", f"{_WEIGHTS}, of 7 bits; uint8 activations, asymmetric: {_RANGES}"),
         Format("openvino", "OpenVINO IR", "model.xml"),
+        Format("openvino_int8", "OpenVINO IR, int8", "model.xml", "int8", f"{_WEIGHTS}; 8-bit activations, symmetric: {_RANGES}"),
     )
 }
 
@@ -88,9 +99,14 @@ def _cells() -> tuple[Cell, ...]:
     no_lite = "LiteRT is written from TensorFlow, and our checkpoint loads there: --from tensorflow writes the same model"
     no_hlo = "only JAX writes it here; --from jax writes the same model from the same checkpoint"
     no_saved = "onnx-tf, the chapter's way, is dead since 2022, and onnx2tf pins numpy 1.26 and protobuf 4, an environment of its own"
+    no_int8 = (
+        "quantised from PyTorch's ONNX file, which has BatchNorm folded into the convolutions and max-pooling in one operator: the padding "
+        "with minus infinity that others write leaves 8 bits no range; --from pytorch writes the same model from the same checkpoint"
+    )
     old = "asked for opset 11, jax2onnx 0.17 writes operators of later ones under its number, and ONNX Runtime refuses the file"
     torch_only = ("torchscript", "torchscript_script", "torch_export", "aotinductor")
-    lite = ("tflite", "tflite_float16", "tflite_int8")
+    lite = ("tflite", "tflite_float16", "tflite_int8", "tflite_dynamic_int8")
+    int8 = ("onnx_int8", "openvino_int8")
     return (
         Cell("pytorch", "torchscript", "torchscript", "torch.jit.trace; deprecated by PyTorch in favour of torch.export"),
         Cell("pytorch", "torchscript_script", "torchscript", "torch.jit.script of the FX graph; deprecated as well"),
@@ -102,17 +118,21 @@ def _cells() -> tuple[Cell, ...]:
         Cell("pytorch", "stablehlo", None, no_hlo),
         Cell("pytorch", "onnx", "onnxruntime", "torch.onnx.export(dynamo=True)", needs=torch_onnx),
         Cell("pytorch", "onnx_opset11", "onnxruntime", "torch.onnx.export(dynamo=False), deprecated with TorchScript", needs=torch_onnx),
+        Cell("pytorch", "onnx_int8", "onnxruntime", "ONNX Runtime's quantize_static of the ONNX file", "onnx", "onnxruntime", torch_onnx),
         Cell("pytorch", "openvino", "openvino", via_onnx, "onnx", "openvino", torch_onnx),
+        Cell("pytorch", "openvino_int8", "openvino", "NNCF's quantize of the ONNX file", "onnx", "openvino", (*torch_onnx, "nncf")),
         *(Cell("tensorflow", name, None, no_torch) for name in torch_only),
         Cell("tensorflow", "saved_model", "saved_model", "tf.saved_model.save with serving_default (floats) and serve_images (JPEG, PNG)"),
         Cell("tensorflow", "keras", "keras", "keras.Model.save"),
         Cell("tensorflow", "tflite", "litert", "tf.lite.TFLiteConverter"),
         Cell("tensorflow", "tflite_float16", "litert", "tf.lite.TFLiteConverter, weights in half precision"),
-        Cell("tensorflow", "tflite_int8", "litert", "tf.lite.TFLiteConverter, weights in 8 bits and activations as they come"),
+        Cell("tensorflow", "tflite_int8", "litert", "tf.lite.TFLiteConverter, with images as representative data set"),
+        Cell("tensorflow", "tflite_dynamic_int8", "litert", "tf.lite.TFLiteConverter, weights in 8 bits and activations as they come"),
         Cell("tensorflow", "stablehlo", None, no_hlo),
         Cell("tensorflow", "onnx", "onnxruntime", "tf2onnx", needs=("tf2onnx", "onnx")),
         Cell("tensorflow", "onnx_opset11", "onnxruntime", "tf2onnx", needs=("tf2onnx", "onnx")),
         Cell("tensorflow", "openvino", "openvino", via_onnx, "onnx", "openvino", ("tf2onnx", "onnx")),
+        *(Cell("tensorflow", name, None, no_int8) for name in int8),
         *(Cell("jax", name, None, no_torch) for name in torch_only),
         Cell("jax", "saved_model", "saved_model", "jax.export's StableHLO, called by a TensorFlow graph", "call_module", "tensorflow"),
         Cell("jax", "keras", None, no_keras),
@@ -121,6 +141,7 @@ def _cells() -> tuple[Cell, ...]:
         Cell("jax", "onnx", "onnxruntime", "jax2onnx", needs=("jax2onnx", "onnx")),
         Cell("jax", "onnx_opset11", None, f"{old}; --from pytorch or tensorflow writes it"),
         Cell("jax", "openvino", "openvino", via_onnx, "onnx", "openvino", ("jax2onnx", "onnx")),
+        *(Cell("jax", name, None, no_int8) for name in int8),
     )  # fmt: skip
 
 

@@ -18,7 +18,7 @@ from safetensors.numpy import load_file, save_file
 from triptych.core import contract, initialize, spec
 from triptych.core.conversation import answer_all
 from triptych.export import runtimes
-from triptych.export.images import BATCHES
+from triptych.export.images import BATCHES, COUNT
 
 Answer = dict[str, Any]
 FRAMEWORKS = ("torch", "tensorflow", "keras", "jax", "flax")
@@ -51,9 +51,9 @@ class Worker:
     def ask(self, do: str, **given: Any) -> Answer:
         """Do one of the things below. Raises what that raises."""
         actions: dict[str, Callable[..., Answer]] = {
-            "start": self._start, "load": self._load, "prepare": self._prepare, "intermediates": self._intermediates, "write": self._write,
-            "convert": self._convert, "open": self._open, "run": self._run, "time": self._time, "serve": self._serve,
-            "diverge": self._diverge,
+            "start": self._start, "load": self._load, "prepare": self._prepare, "calibration": self._calibration,
+            "intermediates": self._intermediates, "write": self._write, "convert": self._convert, "quantize": self._quantize,
+            "open": self._open, "run": self._run, "time": self._time, "serve": self._serve, "diverge": self._diverge,
         }  # fmt: skip
         return actions[do](**given)
 
@@ -76,20 +76,27 @@ class Worker:
         self._model = self.library.create_model(spec.from_dict(dict(described)), load_file(weights), precision="float32", device="cpu")
         return {}
 
-    def _prepare(self, encoded: Sequence[str], inputs: str, outputs: str, calibrated: str | None) -> Answer:
+    def _prepare(self, folder: str, inputs: str, outputs: str, calibrated: str | None) -> Answer:
         """Decode and preprocess natively, and write the images and the model's own logits for each batch and for all of them.
 
         With `calibrated`, the weights' running statistics first become those of the first images, and the weights are written there.
         """
-        given = self._model.spec.preprocessing
-        pixels = [self.library.decode(Path(name).read_bytes(), given.channels) for name in encoded]
-        self._images = images = np.stack([self.library.preprocess(image, given) for image in pixels])
+        self._images = images = self._prepared(folder)
         if calibrated is not None:
             self._calibrate(images)
             save_file(self._model.weights(), calibrated)
-        logits = {name: self._model.predict(batch) for name, batch in batches(images).items()}
         save_file({"images": images}, inputs)
-        save_file(logits, outputs)
+        save_file(logits(self._model.predict, images), outputs)
+        return {}
+
+    def _prepared(self, folder: str) -> np.ndarray:
+        given = self._model.spec.preprocessing
+        encoded = (path.read_bytes() for path in sorted(Path(folder).iterdir()))
+        return np.stack([self.library.preprocess(self.library.decode(each, given.channels), given) for each in encoded])
+
+    def _calibration(self, folder: str, inputs: str) -> Answer:
+        """Decode and preprocess images natively, and write them."""
+        save_file({"images": self._prepared(folder)}, inputs)
         return {}
 
     def _calibrate(self, images: np.ndarray) -> None:
@@ -105,14 +112,20 @@ class Worker:
         save_file({f"{number:04d} {name}": value for number, (name, value) in enumerate(seen.items())}, path)
         return {}
 
-    def _write(self, target: str, path: str) -> Answer:
-        self.library.export(self._model, target, Path(path))
+    def _write(self, target: str, path: str, calibration: str | None = None) -> Answer:
+        images = {} if calibration is None else {"calibration": load_file(calibration)["images"]}
+        self.library.export(self._model, target, Path(path), **images)
         return {}
 
     def _convert(self, given: str, path: str) -> Answer:
         """What another worker wrote, into the format of this one."""
         convert = self.library.convert if self.role in runtimes.ADAPTERS else self.library.saved_model_of_module
         convert(Path(given), Path(path))
+        return {}
+
+    def _quantize(self, given: str, path: str, calibration: str, channels_first: bool) -> Answer:
+        """What another worker wrote, in 8 bits, with ranges from these images."""
+        self.library.quantize(Path(given), Path(path), laid_out(load_file(calibration)["images"], channels_first))
         return {}
 
     # A runtime
@@ -123,18 +136,16 @@ class Worker:
         started = perf_counter()
         opened = runtimes.opened(self.role, Path(artefact), trusted=True)  # it was written a moment ago, by a worker of the same run
         seconds = perf_counter() - started
-        self.run[key] = (lambda images: opened(images.transpose(0, 3, 1, 2).copy())) if channels_first else opened
+        self.run[key] = lambda images: opened(laid_out(images, channels_first))
         return {"load_seconds": seconds}
 
-    def _run(self, key: str, inputs: str, outputs: str) -> Answer:
-        """Write the logits of each batch and of all images."""
-        given, logits = batches(load_file(inputs)["images"]), {}
+    def _run(self, key: str, inputs: str, outputs: str, count: int) -> Answer:
+        """Write the logits of each batch and of the first `count` images."""
+        images = load_file(inputs)["images"][:count]
         started = perf_counter()
-        first = self.run[key](given["7"])
+        self.run[key](batches(images)["7"])
         seconds = perf_counter() - started
-        for name, images in given.items():
-            logits[name] = first if name == "7" else self.run[key](images)
-        save_file({name: np.ascontiguousarray(value) for name, value in logits.items()}, outputs)
+        save_file(logits(self.run[key], images), outputs)
         return {"first_call_seconds": seconds, "frameworks_loaded": [name for name in FRAMEWORKS if name in sys.modules]}
 
     def _time(self, key: str, inputs: str, batch: int, calls: int) -> Answer:
@@ -161,17 +172,28 @@ class Worker:
         images = load_file(inputs)["images"][:1]
         found = load_file(reference)
         layers = {name.partition(" ")[2]: found[name] for name in sorted(found)}
-        given = images.transpose(0, 3, 1, 2).copy() if channels_first else images
-        return {"divergence": first_divergence(Path(artefact), given, layers, self.library.all_outputs)}
+        return {"divergence": first_divergence(Path(artefact), laid_out(images, channels_first), layers, self.library.all_outputs)}
 
 
 def batches(images: np.ndarray) -> dict[str, np.ndarray]:
-    """The batches that are checked, by their size, one after the other out of the images; and `all` of them."""
+    """The batches that are checked, by their size, one after the other out of the images."""
     cut, start = {}, 0
     for size in BATCHES:
         cut[str(size)] = np.ascontiguousarray(images[start : start + size])
         start += size
-    return {**cut, "all": images}
+    return cut
+
+
+def logits(run: Callable[[np.ndarray], np.ndarray], images: np.ndarray) -> dict[str, np.ndarray]:
+    """What a model makes of each batch, and of `all` images, some at a time: a batch of thousands would not fit in memory."""
+    parts = [run(np.ascontiguousarray(images[start : start + COUNT])) for start in range(0, len(images), COUNT)]
+    made = {name: run(batch) for name, batch in batches(images).items()} | {"all": np.concatenate(parts)}
+    return {name: np.ascontiguousarray(value) for name, value in made.items()}
+
+
+def laid_out(images: np.ndarray, channels_first: bool) -> np.ndarray:
+    """(N, H, W, C) -> the layout of a file: (N, C, H, W) of PyTorch's."""
+    return images.transpose(0, 3, 1, 2).copy() if channels_first else images
 
 
 def alone(runtime: str) -> None:

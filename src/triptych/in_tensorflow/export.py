@@ -2,36 +2,42 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import json
 import tempfile
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import tensorflow as tf
 
 from triptych.core.catalog import fed_by_images
 from triptych.core.errors import UsageError
 from triptych.core.spec import Preprocessing
 from triptych.in_tensorflow.data import decode_image, normalize, resize_bilinear
+from triptych.in_tensorflow.layers import PaddedMaxPooling2D
 from triptych.in_tensorflow.model import Model
 
 OPSET, CHAPTER_OPSET = 18, 11
 TOP = 5
 
 
-def export(model: Model, target: str, path: Path) -> None:
+def export(model: Model, target: str, path: Path, calibration: np.ndarray | None = None) -> None:
     """Write the model in eval mode, of any batch size: `images` (N, H, W, C) float32 -> `logits` (N, classes).
 
-    Raises UsageError for a format that TensorFlow does not write.
+    `calibration` is images (N, H, W, C), preprocessed, from which `tflite_int8` takes its ranges. Raises UsageError for a format that
+    TensorFlow does not write, or that lacks them.
     """
     if target not in WRITERS:
         raise UsageError(f"TensorFlow writes no {target!r}; choose from {', '.join(WRITERS)}")
+    if target in CALIBRATED and calibration is None:
+        raise UsageError(f"{target!r} takes the ranges of its activations from images: give `calibration`")
     with model.running(), warnings.catch_warnings():
         warnings.simplefilter("ignore", DeprecationWarning)  # Keras asks its own variables for a numpy 1 way of copying
-        WRITERS[target](model, path)
+        WRITERS[target](model, path, *([calibration] if target in CALIBRATED else []))
 
 
 # --- SavedModel -------------------------------------------------------------------------------------------------------------------
@@ -129,12 +135,31 @@ def tflite_float16(model: Model, path: Path) -> None:
     path.write_bytes(_converted(model, optimize=True, weights=[tf.float16]))
 
 
-def tflite_int8(model: Model, path: Path) -> None:
+def tflite_dynamic_int8(model: Model, path: Path) -> None:
     """LiteRT with weights in 8 bits, and activations that are rounded to 8 bits as they come: dynamic range, nothing is calibrated."""
     path.write_bytes(_converted(model, optimize=True))
 
 
-def _converted(model: Model, optimize: bool, weights: Sequence[tf.DType] = ()) -> bytes:
+def tflite_int8(model: Model, path: Path, images: np.ndarray) -> None:
+    """LiteRT in 8 bits, weights and activations, whose ranges are those of `images`; only what goes in and comes out is float32."""
+    with finite_padding(model):
+        path.write_bytes(_converted(model, optimize=True, images=images))
+
+
+@contextlib.contextmanager
+def finite_padding(model: Model) -> Iterator[None]:
+    """Max-pools padded with zeros for a while: behind a ReLU they win as little as minus infinity, which leaves 8 bits no range."""
+    pools = [layer for layer in model.native.layers if isinstance(layer, PaddedMaxPooling2D)]
+    for pool in pools:
+        pool.fill = 0.0
+    try:
+        yield
+    finally:
+        for pool in pools:
+            pool.fill = float("-inf")
+
+
+def _converted(model: Model, optimize: bool, weights: Sequence[tf.DType] = (), images: np.ndarray | None = None) -> bytes:
     """From a SavedModel, which has the weights: a concrete function of a Keras 3 model does not tell the converter of them."""
     with tempfile.TemporaryDirectory() as folder:
         served = Served(model)
@@ -142,6 +167,8 @@ def _converted(model: Model, optimize: bool, weights: Sequence[tf.DType] = ()) -
         converter = tf.lite.TFLiteConverter.from_saved_model(folder)
         converter.optimizations = [tf.lite.Optimize.DEFAULT] if optimize else []
         converter.target_spec.supported_types = list(weights)
+        if images is not None:
+            converter.representative_dataset = lambda: ({"images": image[None]} for image in images)
         made: bytes = converter.convert()
         return made
 
@@ -155,12 +182,15 @@ def onnx(model: Model, path: Path, opset: int = OPSET) -> None:
     tf2onnx.convert.from_function(function, input_signature=signature, opset=opset, output_path=str(path))
 
 
-WRITERS: dict[str, Callable[[Model, Path], None]] = {
+WRITERS: dict[str, Callable[..., None]] = {
     "saved_model": saved_model,
     "keras": keras,
     "tflite": tflite,
     "tflite_float16": tflite_float16,
     "tflite_int8": tflite_int8,
+    "tflite_dynamic_int8": tflite_dynamic_int8,
     "onnx": onnx,
     "onnx_opset11": functools.partial(onnx, opset=CHAPTER_OPSET),
 }
+CALIBRATED = ("tflite_int8",)
+"""What is written from images, too."""

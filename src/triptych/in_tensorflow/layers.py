@@ -54,11 +54,11 @@ class PaddedMaxPooling2D(keras.layers.MaxPooling2D):
 
     def __init__(self, pool_size: int | tuple[int, int], *, padding: int = 0, **kwargs: Any) -> None:
         super().__init__(pool_size, padding="valid", data_format="channels_last", **kwargs)
-        self.margin = padding
+        self.margin, self.fill = padding, float("-inf")
 
     def call(self, inputs: Any) -> Any:
         """(N, H, W, C) -> (N, H', W', C)."""
-        return super().call(_pad_sides(inputs, self.margin, float("-inf")))
+        return super().call(_pad_sides(inputs, self.margin, self.fill))
 
     def compute_output_shape(self, input_shape: Shape) -> Shape:
         """The output's shape."""
