@@ -17,9 +17,10 @@ endif
 # The lock's stamp holds the folder too, because a virtual environment does not survive being moved.
 digest = $(shell { cat $(1); printf '%s' '$(2)'; } | sha256sum | cut -c1-16)
 LOCKED := .venv/locked-$(call digest,$(LOCK),$(CURDIR))
+CONVERTER := .venv-onnx2tf/locked-$(call digest,requirements/onnx2tf.txt,$(CURDIR))
 INSTALLED := .venv/installed-$(call digest,$(LOCK) pyproject.toml,$(CURDIR))
 
-.PHONY: help report test lint format types walls check environment lock clean
+.PHONY: help report test lint format types walls check environment converters lock clean
 
 help:  ## Show this list
 	@sed -n 's/^\([a-z]*\):.*## \(.*\)/make \1\t\2/p' Makefile | expand -t 20
@@ -48,11 +49,13 @@ check: lint types walls test  ## Everything a change must pass
 
 environment: $(INSTALLED)  ## Build .venv from the lock, if it is missing or stale
 
+converters: $(CONVERTER)  ## Build .venv-onnx2tf, with which PyTorch's models become SavedModels
+
 lock:  ## Pin every dependency anew (needs uv)
 	requirements/lock.sh
 
-clean:  ## Remove .venv, caches and build products; runs/ stays
-	rm -rf .venv build dist src/*.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
+clean:  ## Remove the environments, caches and build products; runs/ stays
+	rm -rf .venv .venv-onnx2tf build dist src/*.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
 	find src tests -name __pycache__ -type d -prune -exec rm -rf {} +
 
 $(INSTALLED): $(LOCKED)
@@ -66,4 +69,11 @@ $(LOCKED):
 	@echo 'building .venv from $(LOCK): some 8 GB, a few minutes' >&2
 	'$(PYTHON)' -m venv --clear .venv
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --require-hashes --only-binary :all: --requirement $(LOCK)
+	@touch $@
+
+$(CONVERTER):
+	@requirements/platform.sh '$(PYTHON)'
+	@echo 'building .venv-onnx2tf from requirements/onnx2tf.txt: some 3 GB, a few minutes' >&2
+	'$(PYTHON)' -m venv --clear .venv-onnx2tf
+	.venv-onnx2tf/bin/python -m pip install --quiet --disable-pip-version-check --require-hashes --only-binary :all: --requirement requirements/onnx2tf.txt
 	@touch $@

@@ -40,8 +40,8 @@ CLOCKS = {True: "computed_seconds", False: "seconds"}
 """Which seconds are told, by whether there is one thread."""
 DOCUMENT = Path(__file__).parents[1] / "docs" / "export.md"
 KEPT = (
-    "source", "format", "runtime", "model", "passed", "failure", "unavailable", "worst_error", "tolerance", "checks", "same_class",
-    "of_images", "calibration", "serve_images", "bytes", "files", "written_with", "versions", "frameworks_loaded", "import_seconds",
+    "source", "format", "runtime", "model", "layout", "passed", "failure", "unavailable", "worst_error", "tolerance", "checks",
+    "same_class", "of_images", "calibration", "serve_images", "bytes", "files", "written_with", "versions", "frameworks_loaded", "import_seconds",
     "load_seconds", "first_call_seconds",
 )  # fmt: skip
 
@@ -67,10 +67,11 @@ def verified(directory: Path, spec: Spec) -> dict[str, Any] | None:
 def runtimes_of(rows: list[dict[str, Any]], out: Path, folder: Path) -> Iterator[dict[str, Any]]:
     """A process for each runtime, holding its artefacts by their names; stopped on the way out."""
     held = {name: session.process(name, folder / f"{name}.log") for name in dict.fromkeys(row["runtime"] for row in rows)}
+    layouts = {cell.name: cell.layout for cell in matrix.CELLS}
     try:
         for row in rows:
             artefact = out / name_of(row) / matrix.FORMATS[row["format"]].file
-            held[row["runtime"]].ask("open", key=name_of(row), artefact=str(artefact), channels_first=row["source"] == "pytorch")
+            held[row["runtime"]].ask("open", key=name_of(row), artefact=str(artefact), channels_first=layouts[name_of(row)] == "NCHW")
         yield held
     finally:
         for process in held.values():

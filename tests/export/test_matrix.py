@@ -50,7 +50,9 @@ def test_what_is_impossible_is_refused_with_its_reason() -> None:
 def test_all_is_every_possible_cell_and_one_format_those_that_have_it() -> None:
     every = matrix.chosen(list(matrix.SOURCES), ["all"])
     assert every == [cell for cell in matrix.CELLS if cell.possible]
-    assert [cell.source for cell in matrix.chosen(list(matrix.SOURCES), ["saved_model"])] == ["tensorflow", "jax"]
+    assert [cell.layout for cell in matrix.chosen(list(matrix.SOURCES), ["onnx"])] == ["NCHW", "NHWC", "NHWC"]
+    assert [cell.layout for cell in matrix.chosen(list(matrix.SOURCES), ["saved_model"])] == ["NHWC"] * 3
+    assert [cell.source for cell in matrix.chosen(list(matrix.SOURCES), ["keras"])] == ["tensorflow"]
 
 
 def test_a_missing_library_is_told_with_the_pip_line(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -19,8 +19,8 @@ from triptych.data import digits
 from triptych.export import images, matrix, session
 
 SPEC = catalog.tiny(catalog.get_spec("resnet20"))
-ELSEWHERE = {"pytorch-aotinductor", "tensorflow-openvino", "jax-openvino"}
-"""Compiled by a C++ compiler for minutes, or another framework's is tested: benchmarks/results/export/matrix.json has them all."""
+ELSEWHERE = {"pytorch-aotinductor", "pytorch-saved_model", "tensorflow-openvino", "jax-openvino"}
+"""Compiled by a C++ compiler for minutes, of another environment (test_converters.py), or another framework's is tested."""
 
 
 def cells(source: str, *formats: str) -> tuple[matrix.Cell, ...]:

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from triptych.core import contract
 from triptych.core.contract import not_installed
 from triptych.core.errors import UsageError
-from triptych.export import runtimes
+from triptych.export import converters, runtimes
 
 SOURCES = tuple(contract.FRAMEWORKS)
 EXTRA = "export"
@@ -61,8 +61,8 @@ FORMATS: dict[str, Format] = {
 class Cell:
     """One source framework and one format: how it is written and which runtime verifies it, or why it is impossible.
 
-    What is not written in one go goes `via` another format of the same source, which the worker called `by` converts. `needs` are
-    libraries beyond the framework and the runtime.
+    What is not written in one go goes `via` another format of the same source, which the worker called `by` converts: a runtime, another
+    framework, or a converter in its own environment. `needs` are libraries beyond the framework and the runtime.
     """
 
     source: str
@@ -83,12 +83,18 @@ class Cell:
         """`pytorch-onnx`, which is also the name of the artefact's directory."""
         return f"{self.source}-{self.format}"
 
+    @property
+    def layout(self) -> str:
+        """How the artefact takes images: as its source does, but that TensorFlow computes in NHWC whoever wrote the model."""
+        return "NCHW" if self.source == "pytorch" and self.format != "saved_model" else "NHWC"
+
     def missing(self) -> str | None:
         """Why this machine cannot make or verify it, with the exact pip line; None when it can."""
         assert self.runtime is not None, self.name
         frameworks = (self.source, *((self.by,) if self.by in contract.FRAMEWORKS else ()))
         reasons = [contract.missing(name) for name in frameworks] + [runtimes.missing(self.runtime)]
         reasons.append(not_installed(f"{FORMATS[self.format].title} from {self.source}", self.needs, EXTRA))
+        reasons += [converters.missing(self.by)] if self.by in converters.CONVERTERS else []
         return next((reason for reason in reasons if reason), None)
 
 
@@ -98,11 +104,11 @@ def _cells() -> tuple[Cell, ...]:
     no_keras = "a Keras archive names Keras layers; load our checkpoint into the Keras model instead: every framework reads it"
     no_lite = "LiteRT is written from TensorFlow, and our checkpoint loads there: --from tensorflow writes the same model"
     no_hlo = "only JAX writes it here; --from jax writes the same model from the same checkpoint"
-    no_saved = "onnx-tf, the chapter's way, is dead since 2022, and onnx2tf pins numpy 1.26 and protobuf 4, an environment of its own"
     no_int8 = (
         "quantised from PyTorch's ONNX file, which has BatchNorm folded into the convolutions and max-pooling in one operator: the padding "
         "with minus infinity that others write leaves 8 bits no range; --from pytorch writes the same model from the same checkpoint"
     )
+    by_onnx2tf = "onnx2tf, in an environment of its own (make converters), reads the ONNX file"
     old = "asked for opset 11, jax2onnx 0.17 writes operators of later ones under its number, and ONNX Runtime refuses the file"
     torch_only = ("torchscript", "torchscript_script", "torch_export", "aotinductor")
     lite = ("tflite", "tflite_float16", "tflite_int8", "tflite_dynamic_int8")
@@ -112,7 +118,7 @@ def _cells() -> tuple[Cell, ...]:
         Cell("pytorch", "torchscript_script", "torchscript", "torch.jit.script of the FX graph; deprecated as well"),
         Cell("pytorch", "torch_export", "torch_export", "torch.export.save"),
         Cell("pytorch", "aotinductor", "aotinductor", "torch._inductor.aoti_compile_and_package, which needs a C++ compiler"),
-        Cell("pytorch", "saved_model", None, no_saved),
+        Cell("pytorch", "saved_model", "saved_model", by_onnx2tf, "onnx", "onnx2tf", torch_onnx),
         Cell("pytorch", "keras", None, no_keras),
         *(Cell("pytorch", name, None, no_lite) for name in lite),
         Cell("pytorch", "stablehlo", None, no_hlo),
@@ -148,10 +154,11 @@ def _cells() -> tuple[Cell, ...]:
 CELLS = _cells()
 
 BACKWARD = {
-    "onnx -> pytorch": "onnx2torch was released last in 2024; our own models load their checkpoint in PyTorch without a detour",
-    "onnx -> tensorflow": "onnx-tf is dead since 2022; onnx2tf pins numpy 1.26 and protobuf 4, and needs an environment of its own",
+    "onnx -> pytorch": "onnx2torch, released last in 2024, knows no Pad, ReduceMean or ReduceSumSquare of opset 18, which tf2onnx and "
+    "jax2onnx write of our models; what it reads (ResNets and MLP of opset 11 from TensorFlow) becomes TorchScript alone, as torch.export "
+    "refuses shapes that depend on data; our own models load their checkpoint in PyTorch without a detour",
 }
-"""Ways back from a file to a framework, and why none is taken."""
+"""Ways from a file to a framework that are not taken, and why."""
 
 
 def chosen(sources: list[str], formats: list[str]) -> list[Cell]:

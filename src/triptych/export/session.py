@@ -23,6 +23,7 @@ from triptych.core.spec import ImageSpec, to_dict
 from triptych.core.tolerance import EXPORTED
 from triptych.data import fitting
 from triptych.export import images, record
+from triptych.export.converters import CONVERTERS
 from triptych.export.matrix import FORMATS, Cell
 
 LIMIT_SECONDS = 3600.0
@@ -69,9 +70,10 @@ class Request:
 
 
 def process(role: str, log: Path) -> Process:
-    """A fresh process of a framework or a runtime, with as many threads as were set, or as it may use cores."""
+    """A fresh process of a framework, a runtime or a converter, with as many threads as were set, or as it may use cores."""
     given = settings(available_threads(), log.parent / "cache")
-    return Process(role, log, given, [], LIMIT_SECONDS, module="triptych.export.worker")
+    command = CONVERTERS[role].command() if role in CONVERTERS else ()
+    return Process(role, log, given, [], LIMIT_SECONDS, command, module="triptych.export.worker")
 
 
 @dataclass(slots=True)
@@ -165,7 +167,7 @@ def outcome(rows: list[dict[str, Any]]) -> TriptychError | None:
 def _row(desk: Desk, request: Request, cell: Cell, told: Mapping[str, Any]) -> dict[str, Any]:
     row: dict[str, Any] = {
         "source": cell.source, "format": cell.format, "runtime": cell.runtime, "model": request.spec.name, "passed": False,
-        "failure": None, "unavailable": cell.missing() or _uncalibrated(desk, cell), "worst_error": None,
+        "layout": cell.layout, "failure": None, "unavailable": cell.missing() or _uncalibrated(desk, cell), "worst_error": None,
         "tolerance": EXPORTED[FORMATS[cell.format].bound],
     }  # fmt: skip
     if row["unavailable"] is not None:
@@ -187,7 +189,9 @@ def _fill(desk: Desk, request: Request, cell: Cell, partial: Path, row: dict[str
     """Write the artefact into a directory that has no name yet, verify it there, and put the record beside it."""
     artefact = partial / FORMATS[cell.format].file
     write(desk, request, cell, artefact)
-    row["written_with"] = desk.versions[cell.source] | {name: metadata.version(name) for name in cell.needs}
+    row["written_with"] = (
+        desk.versions[cell.source] | desk.versions.get(cell.by or "", {}) | {name: metadata.version(name) for name in cell.needs}
+    )
     row["files"] = record.listed(partial)
     row["bytes"] = sum(entry["size"] for entry in row["files"].values())
     if FORMATS[cell.format].calibration:
@@ -216,6 +220,7 @@ def write(desk: Desk, request: Request, cell: Cell, artefact: Path) -> None:
         source.ask("write", target=cell.via, path=str(first))
     assert cell.by is not None, cell.name
     with desk.fresh(cell.by) as converter:
+        desk.versions.setdefault(cell.by, converter.ask("start")["versions"])
         if calibrated:
             converter.ask("quantize", given=str(first), path=str(artefact), channels_first=cell.source == "pytorch", **calibrated)
         else:
@@ -271,7 +276,7 @@ def verify(desk: Desk, cell: Cell, artefact: Path, count: int) -> dict[str, Any]
     inputs = str(desk.path(f"{cell.source}.inputs"))
     with desk.fresh(str(cell.runtime)) as runtime:
         started = runtime.ask("start")
-        opened = runtime.ask("open", key=cell.name, artefact=str(artefact), channels_first=cell.source == "pytorch")
+        opened = runtime.ask("open", key=cell.name, artefact=str(artefact), channels_first=cell.layout == "NCHW")
         ran = runtime.ask("run", key=cell.name, inputs=inputs, outputs=str(outputs), count=count)
         latency = {str(batch): _timed(runtime, cell, inputs, batch) for batch in images.BATCHES}
     found = compared(load_file(desk.path(f"{cell.source}.outputs")), load_file(outputs), desk.labels)
@@ -342,7 +347,7 @@ def _why(desk: Desk, cell: Cell, artefact: Path, row: Mapping[str, Any]) -> str:
         desk.sources[cell.source].ask("intermediates", path=str(reference))
         found = runtime.ask(
             "diverge", artefact=str(artefact), inputs=str(desk.path(f"{cell.source}.inputs")), reference=str(reference),
-            channels_first=cell.source == "pytorch",
+            channels_first=cell.layout == "NCHW",
         )["divergence"]  # fmt: skip
         if found:
             text += (
