@@ -41,8 +41,8 @@ CLOCKS = {True: "computed_seconds", False: "seconds"}
 DOCUMENT = Path(__file__).parents[1] / "docs" / "export.md"
 KEPT = (
     "source", "format", "runtime", "model", "layout", "passed", "failure", "unavailable", "worst_error", "tolerance", "checks",
-    "same_class", "of_images", "calibration", "serve_images", "bytes", "files", "written_with", "versions", "frameworks_loaded", "import_seconds",
-    "load_seconds", "first_call_seconds",
+    "same_class", "of_images", "calibration", "serve_images", "bytes", "files", "written_with", "versions", "frameworks_loaded",
+    "import_seconds", "load_seconds", "first_call_seconds",
 )  # fmt: skip
 
 

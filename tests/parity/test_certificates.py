@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,7 @@ import pytest
 
 from triptych.core import catalog
 from triptych.parity import faults
+from triptych.parity.certify import LARGE
 from triptych.parity.plan import Plan, spec_sha256
 
 RESULTS = Path(__file__).parents[2] / "benchmarks" / "results"
@@ -44,9 +46,10 @@ def test_every_catalogued_model_is_certified_as_it_stands(model: str) -> None:
 
 @pytest.mark.parametrize("model", list(catalog.CATALOG))
 def test_a_climb_stays_within_memory_and_disk(model: str) -> None:
+    large = sum(math.prod(tensor.shape) for tensor in catalog.get_spec(model).parameters()) > LARGE
     for precision, used in certificate_of(model)["resources"].items():
         assert used["peak_disk_bytes"] <= 4 * GIB, precision
-        assert max(used["peak_memory_bytes"].values()) <= 6 * GIB, precision
+        assert max(used["peak_memory_bytes"].values()) <= (7 if large else 6) * GIB, precision
 
 
 @pytest.mark.parametrize("model", ["resnet20", "resnet50", "vit_tiny_patch16_224", "transformer_block", "text_image"])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -88,3 +89,9 @@ def test_images_are_prepared_as_the_framework_does(framework):
 def test_labels_are_imagenets_where_it_is(served):
     assert served.labels is None
     assert len(dataclasses.replace(served, spec=catalog.get_spec("resnet50")).labels or ()) == 1000
+
+
+@pytest.mark.parametrize(("source", "kind", "first"), [("pytorch", "onnx", True), ("pytorch", "saved_model", False), ("jax", "onnx", False)])
+def test_the_layout_is_that_of_the_file_and_not_of_who_wrote_it(source: str, kind: str, first: bool, tmp_path: Path) -> None:
+    spec = catalog.fed_by_images(catalog.get_spec("resnet20"))
+    assert artefact.Artefact(tmp_path, kind, source, spec, {}).shape == ((3, 32, 32) if first else (32, 32, 3))

@@ -49,8 +49,8 @@ class Artefact:
 
     @property
     def channels_first(self) -> bool:
-        """Whether a sample is (C, H, W), as in files from PyTorch, or (H, W, C)."""
-        return self.source == "pytorch"
+        """Whether a sample is (C, H, W), as in files from PyTorch, or (H, W, C), as in all that TensorFlow runs."""
+        return next(cell.layout for cell in matrix.CELLS if (cell.source, cell.format) == (self.source, self.format)) == "NCHW"
 
     @property
     def shape(self) -> tuple[int, int, int]:
