@@ -92,7 +92,8 @@ def find(directory: Path, formats: Collection[str]) -> Path:
 
 
 def _example(formats: Collection[str]) -> str:
-    cell = next(cell for cell in matrix.CELLS if cell.possible and cell.format in formats)
+    """The command of the first that is written in one go, or of the first."""
+    cell = min((cell for cell in matrix.CELLS if cell.possible and cell.format in formats), key=lambda cell: cell.via is not None)
     return f"triptych export resnet20 --from {cell.source} --to {cell.format} --out exported"
 
 
