@@ -38,3 +38,14 @@ def test_a_family_is_exported(family: str, tmp_path: Path) -> None:
 def test_an_unknown_format_is_refused_with_those_there_are(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="JAX writes no 'pdf'; choose from stablehlo, "):
         in_jax.export(created("mlp"), "pdf", tmp_path / "x")
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_onnx_has_the_padding_of_max_pooling(family: str, tmp_path: Path) -> None:
+    pytest.importorskip("jax2onnx")
+    pytest.importorskip("onnxruntime")
+    model = created(family)
+    in_jax.export(model, "onnx", tmp_path / "model.onnx")
+    images = np.random.default_rng(0).standard_normal((2, *model.spec.input_shape), dtype=np.float32)
+    found = runtimes.opened("onnxruntime", tmp_path / "model.onnx")(images)
+    np.testing.assert_allclose(found, model.predict(images), rtol=1e-5, atol=1e-5)

@@ -7,12 +7,14 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import flax.linen as nn
 import jax
 import jax.export
 import jax.numpy as jnp
 
 from triptych.core.catalog import fed_by_images
 from triptych.core.errors import UsageError
+from triptych.in_jax.layers import MaxPool
 from triptych.in_jax.model import Model, numerics
 
 OPSET = 18
@@ -66,10 +68,24 @@ def onnx(model: Model, path: Path) -> None:
     """ONNX of opset 18, by jax2onnx."""
     import jax2onnx  # optional (triptych[export]), and it loads half of what is written in JAX
 
+    def padded_first(images: jax.Array) -> Any:
+        with nn.intercept_methods(_pads_first):
+            return function(model)(images)
+
     jax2onnx.to_onnx(
-        function(model), [("batch", *fed_by_images(model.spec).input_shape)], model_name=model.spec.name, opset=OPSET, return_mode="file",
+        padded_first, [("batch", *fed_by_images(model.spec).input_shape)], model_name=model.spec.name, opset=OPSET, return_mode="file",
         output_path=str(path), input_names=["images"], output_names=["logits"],
     )  # fmt: skip
+
+
+def _pads_first(call: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any], context: Any) -> Any:
+    """Max pooling as the same pooling of what is padded with minus infinity: jax2onnx 0.17 knows no padding but VALID and SAME."""
+    pool = context.module
+    if not isinstance(pool, MaxPool):
+        return call(*args, **kwargs)
+    around, square, strides = (pool.padding, pool.padding), (pool.kernel, pool.kernel), (pool.stride, pool.stride)
+    padded = jnp.pad(args[0], ((0, 0), around, around, (0, 0)), constant_values=-jnp.inf)
+    return nn.max_pool(padded, window_shape=square, strides=strides, padding="VALID")
 
 
 WRITERS: dict[str, Callable[[Model, Path], None]] = {"stablehlo": stablehlo, "call_module": call_module, "onnx": onnx}
