@@ -25,9 +25,8 @@ def convert(model: Path, path: Path) -> None:
 def quantize(model: Path, path: Path, images: np.ndarray) -> None:
     """Write an ONNX file as IR in 8 bits, by NNCF, its ranges those of `images`, in the file's own layout.
 
-    NNCF's default is the mean of the images' own ranges, which cuts off what only few images show; and it moves biases, after which fewer
-    images kept their class (benchmarks/export_int8.py). Its other default stays: the first layer's weights keep to 7 bits, for
-    processors without VNNI.
+    NNCF's default is the mean of the images' own ranges, which cuts off what only some images show; and it corrects biases, after which
+    fewer images of CIFAR-10 kept their class. Its other default stays: the first layer's weights keep to 7 bits, where there is no VNNI.
     """
     import nncf  # optional: triptych[export]
     from nncf.quantization.advanced_parameters import AdvancedQuantizationParameters
