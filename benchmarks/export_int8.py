@@ -36,7 +36,7 @@ PAIRS = (("pytorch", "onnx", "onnx_int8"), ("pytorch", "openvino", "openvino_int
 LOST_POINTS, FASTER = 0.3, 1.5
 """The bars: percentage points of accuracy that may be lost, and how many times as fast int8 must be, at the lower end."""
 BATCHES = (8, 1)
-CALIBRATION_FOR_SPEED = 32
+CALIBRATION_FOR_SPEED = 96
 CHECKPOINT = RESULTS / "cifar10" / "checkpoints" / "resnet20-pytorch"
 
 

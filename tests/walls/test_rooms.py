@@ -37,5 +37,6 @@ def test_a_room_fulfils_the_contract(framework: str) -> None:
         pytest.skip(f"{framework} is not installed")
     room = contract.load(framework)
     for name, wanted in public(contract.Room).items():
-        given = list(inspect.signature(getattr(room, name)).parameters)
-        assert given == [parameter for parameter in wanted.parameters if parameter != "self"], name
+        given, asked = inspect.signature(getattr(room, name)).parameters, [one for one in wanted.parameters if one != "self"]
+        assert list(given)[: len(asked)] == asked, name
+        assert all(given[more].default is not inspect.Parameter.empty for more in list(given)[len(asked) :]), name

@@ -139,8 +139,8 @@ class Worker:
         self.run[key] = lambda images: opened(laid_out(images, channels_first))
         return {"load_seconds": seconds}
 
-    def _run(self, key: str, inputs: str, outputs: str, count: int) -> Answer:
-        """Write the logits of each batch and of the first `count` images."""
+    def _run(self, key: str, inputs: str, outputs: str, count: int | None = None) -> Answer:
+        """Write the logits of each batch and of the first `count` images, of all for None."""
         images = load_file(inputs)["images"][:count]
         started = perf_counter()
         self.run[key](batches(images)["7"])
