@@ -21,12 +21,13 @@ from pathlib import Path
 from typing import Any
 
 import export_matrix
-from export_matrix import name_of, threads
+from export_matrix import name_of
 from measuring import RESULTS, head, write_json
 
 from triptych.bench.script import at_least
 from triptych.bench.statistics import median_interval, paired_interval
 from triptych.core import catalog, checkpoint, storage
+from triptych.core.conversation import available_threads
 from triptych.core.errors import ExportFailed
 from triptych.export import matrix, runtimes, session
 
@@ -95,8 +96,8 @@ def speed(model: str, rounds: int, calls: int, work: Path) -> dict[str, Any]:
         **head(f"{COMMAND} --part speed --model {model} --rounds {rounds} --calls {calls}"),
         "model": model,
         "image_size": spec.preprocessing.crop,
-        "threads": threads(),
-        "seconds": export_matrix.CLOCKS[threads() == 1],
+        "threads": available_threads(),
+        "seconds": export_matrix.CLOCKS[available_threads() == 1],
         "load_average": os.getloadavg(),
         "bar": FASTER,
         "rows": told,

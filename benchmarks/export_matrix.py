@@ -30,6 +30,7 @@ from safetensors.numpy import save_file
 from triptych.bench.script import at_least
 from triptych.bench.statistics import median_interval, paired_interval
 from triptych.core import catalog, contract, storage
+from triptych.core.conversation import available_threads
 from triptych.core.errors import InputRefused
 from triptych.core.spec import Spec
 from triptych.export import matrix, record, runtimes, session
@@ -78,11 +79,6 @@ def runtimes_of(rows: list[dict[str, Any]], out: Path, folder: Path) -> Iterator
             process.stop()
 
 
-def threads() -> int:
-    """Of every runtime alike."""
-    return int(os.environ.get("OMP_NUM_THREADS") or len(os.sched_getaffinity(0)))
-
-
 def name_of(row: dict[str, Any]) -> str:
     """The name of the artefact's directory."""
     return f"{row['source']}-{row['format']}"
@@ -104,7 +100,7 @@ def timed(
             turns = [(row, batch) for row in rows for batch in batches]
             for row, batch in order.sample(turns, len(turns)):
                 answer = held[row["runtime"]].ask("time", key=name_of(row), inputs=str(inputs), batch=batch, calls=calls)
-                seconds[name_of(row), batch].append(statistics.median(answer[CLOCKS[threads() == 1]]))
+                seconds[name_of(row), batch].append(statistics.median(answer[CLOCKS[available_threads() == 1]]))
     return seconds
 
 
@@ -184,8 +180,8 @@ def main() -> None:
         given.out,
         {
             **head(command),
-            "threads": threads(),
-            "seconds": CLOCKS[threads() == 1],
+            "threads": available_threads(),
+            "seconds": CLOCKS[available_threads() == 1],
             "load_average": os.getloadavg(),
             "fastest": fastest,
             "rows": rows,

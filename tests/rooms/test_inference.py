@@ -102,15 +102,16 @@ def test_pytorchs_program_is_one_of_onednn_graph_and_leaves_the_switch_alone() -
     import torch
 
     from triptych.in_pytorch import create_model
-    from triptych.in_pytorch.inference import OneDNNGraph
+    from triptych.in_pytorch.inference import Programs, by_onednn_graph
 
     whole = catalog.tiny(catalog.get_spec("resnet50"))
     folded, weights = fold(whole, initialize.parity_weights(whole, 0, "float32"))
-    graph = OneDNNGraph(create_model(folded, weights, precision="float32", device="cpu").native.to(memory_format=torch.channels_last))
+    native = create_model(folded, weights, precision="float32", device="cpu").native.to(memory_format=torch.channels_last)
+    graph = Programs(native, by_onednn_graph)
     x = torch.zeros(2, 3, *whole.input_shape[:2]).contiguous(memory_format=torch.channels_last)
     with torch.no_grad():
         graph(x)
-        (program,) = graph.programs.values()
+        (program,) = graph.made.values()
         program(x)
         ran = str(torch.jit.last_executed_optimized_graph())
     assert "oneDNNFusionGroup" in ran
@@ -124,12 +125,12 @@ def test_pytorchs_compiled_program_has_its_weights_as_constants_packed_for_onedn
     import torch
 
     from triptych.in_pytorch import create_model
-    from triptych.in_pytorch.inference import Frozen
+    from triptych.in_pytorch.inference import Programs, by_inductor
 
     whole = catalog.tiny(catalog.get_spec("resnet20"))
     folded, weights = fold(whole, initialize.parity_weights(whole, 0, "float32"))
     native = create_model(folded, weights, precision="float32", device="cpu").native.to(memory_format=torch.channels_last)
-    program, x = Frozen(native), torch.ones(2, 3, *whole.input_shape[:2]).contiguous(memory_format=torch.channels_last)
+    program, x = Programs(native, by_inductor), torch.ones(2, 3, *whole.input_shape[:2]).contiguous(memory_format=torch.channels_last)
     with torch.no_grad():
         expected = native(x)
         program(x)

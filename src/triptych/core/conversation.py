@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import IO, Any, Protocol
 
 from triptych.core import workers
+from triptych.core.environment import usable_cores
 from triptych.core.errors import TriptychError
 
 
@@ -122,7 +123,7 @@ def raised(error: Exception) -> dict[str, Any]:
 
 def available_threads() -> int:
     """What `OMP_NUM_THREADS` says, or else a thread for each core that this process may use."""
-    return int(os.environ.get("OMP_NUM_THREADS") or len(os.sched_getaffinity(0)))
+    return int(os.environ.get("OMP_NUM_THREADS") or usable_cores())
 
 
 def numerics(threads: int) -> dict[str, str]:

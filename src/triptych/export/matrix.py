@@ -88,6 +88,11 @@ class Cell:
         """How the artefact takes images: as its source does, but that TensorFlow computes in NHWC whoever wrote the model."""
         return "NCHW" if self.source == "pytorch" and self.format != "saved_model" else "NHWC"
 
+    @property
+    def takes_files(self) -> bool:
+        """Whether the artefact has the signature `serve_images`, too."""
+        return (self.source, self.format) == ("tensorflow", "saved_model")
+
     def missing(self) -> str | None:
         """Why this machine cannot make or verify it, with the exact pip line; None when it can."""
         assert self.runtime is not None, self.name

@@ -222,7 +222,7 @@ def write(desk: Desk, request: Request, cell: Cell, artefact: Path) -> None:
     with desk.fresh(cell.by) as converter:
         desk.versions.setdefault(cell.by, converter.ask("start")["versions"])
         if calibrated:
-            converter.ask("quantize", given=str(first), path=str(artefact), channels_first=cell.source == "pytorch", **calibrated)
+            converter.ask("quantize", given=str(first), path=str(artefact), channels_first=cell.layout == "NCHW", **calibrated)
         else:
             converter.ask("convert", given=str(first), path=str(artefact))
 
@@ -280,7 +280,7 @@ def verify(desk: Desk, cell: Cell, artefact: Path, count: int) -> dict[str, Any]
         ran = runtime.ask("run", key=cell.name, inputs=inputs, outputs=str(outputs), count=count)
         latency = {str(batch): _timed(runtime, cell, inputs, batch) for batch in images.BATCHES}
     found = compared(load_file(desk.path(f"{cell.source}.outputs")), load_file(outputs), desk.labels)
-    found |= served(desk, artefact) if cell.name == "tensorflow-saved_model" else {}
+    found |= served(desk, artefact) if cell.takes_files else {}
     bound = EXPORTED[FORMATS[cell.format].bound]
     passed = found["worst_error"] <= bound and found.get("serve_images", {"passed": True})["passed"]
     return {**found, "passed": bool(passed), **started, **opened, **ran, "latency": latency}

@@ -28,9 +28,9 @@ def program(model: Model, execution: Execution) -> tuple[Callable[[Inputs], np.n
     if execution.tuned:
         native = native.to(memory_format=torch.channels_last)
     if execution.compile:
-        native = Frozen(native) if execution.tuned else torch.compile(native)
+        native = Programs(native, by_inductor) if execution.tuned else torch.compile(native)
     elif execution.tuned:
-        native = OneDNNGraph(native)
+        native = Programs(native, by_onednn_graph)
     layout = torch.channels_last if execution.tuned else torch.contiguous_format
 
     def run(named: Named) -> np.ndarray:
@@ -64,58 +64,52 @@ def one_thread() -> Iterator[None]:
         torch.set_num_threads(before)
 
 
-class EveryShape:
-    """A module in eval mode as one program for each shape; `compiled` makes it, never two at once: the switches are the process's."""
+class Programs:
+    """A module in eval mode as one program for each shape and number of threads; `make` makes it of the module and an example.
 
-    def __init__(self, native: nn.Module) -> None:
-        self.native = native
-        self.programs: dict[tuple[Any, ...], Callable[..., Tensor]] = {}
+    Never two are made at once: the switches that decide how are the process's.
+    """
+
+    def __init__(self, native: nn.Module, make: Callable[[nn.Module, tuple[Tensor, ...]], Callable[..., Tensor]]) -> None:
+        self.native, self.make = native, make
+        self.made: dict[tuple[Any, ...], Callable[..., Tensor]] = {}
         self.lock = threading.Lock()
 
     def __call__(self, *inputs: Tensor) -> Tensor:
         """What the module returns; the first call of a shape, and of a number of threads, compiles."""
         key = (torch.get_num_threads(), *(x.shape for x in inputs))
         with self.lock:
-            if key not in self.programs:
-                self.programs[key] = self.compiled(inputs)
-        return self.programs[key](*inputs)
-
-    def compiled(self, example: tuple[Tensor, ...]) -> Callable[..., Tensor]:
-        """The program for inputs of these shapes, with weights of its own."""
-        raise NotImplementedError
+            if key not in self.made:
+                self.made[key] = self.make(self.native, inputs)
+        return self.made[key](*inputs)
 
 
-class OneDNNGraph(EveryShape):
-    """Run by oneDNN Graph: chains of convolution, addition and ReLU as one kernel each, in layouts of its choice.
+def by_onednn_graph(native: nn.Module, example: tuple[Tensor, ...]) -> Callable[..., Tensor]:
+    """A program of oneDNN Graph: chains of convolution, addition and ReLU as one kernel each, in layouts of its choice.
 
-    TorchScript is deprecated, and still PyTorch's only way to oneDNN Graph.
+    TorchScript is deprecated, and still PyTorch's only way to oneDNN Graph. Traced, frozen, and called until it is compiled.
     """
-
-    def compiled(self, example: tuple[Tensor, ...]) -> Callable[..., Tensor]:
-        """Traced, frozen, and called until it is compiled."""
-        with onednn_graph(), warnings.catch_warnings():
-            warnings.simplefilter("ignore", FutureWarning)  # of TorchScript's deprecation
-            made = torch.jit.freeze(torch.jit.trace(self.native, example, check_trace=False))
-            for _ in range(2):  # TorchScript looks at the shapes of a first call, and compiles for them in the second
-                made(*example)
-        return made
+    with onednn_graph(), warnings.catch_warnings():
+        warnings.simplefilter("ignore", FutureWarning)  # of TorchScript's deprecation
+        made = torch.jit.freeze(torch.jit.trace(native, example, check_trace=False))
+        for _ in range(2):  # TorchScript looks at the shapes of a first call, and compiles for them in the second
+            made(*example)
+    return made
 
 
-class Frozen(EveryShape):
-    """Compiled by inductor with its weights as constants: convolutions have theirs packed once, and take ReLU and addition in.
+def by_inductor(native: nn.Module, example: tuple[Tensor, ...]) -> Callable[..., Tensor]:
+    """Compiled with its weights as constants: convolutions have theirs packed once, and take ReLU and addition in.
 
     The switch is inductor's configuration, not an option of `torch.compile`: that one reaches inductor, but Dynamo, which decides whether
     parameters become constants, asks the configuration, and the program is then compiled as if nobody had asked (torch 2.14).
+    Of a copy of the module, because inductor writes the number of threads into its loops.
     """
+    from torch._inductor import config as inductor_config  # importing it loads the compiler
 
-    def compiled(self, example: tuple[Tensor, ...]) -> Callable[..., Tensor]:
-        """A copy of its own for each number of threads, which inductor writes into its loops."""
-        from torch._inductor import config as inductor_config  # importing it loads the compiler
-
-        made: Callable[..., Tensor] = torch.compile(copy.deepcopy(self.native), dynamic=False)
-        with inductor_config.patch({"freezing": True, "cpp.threads": torch.get_num_threads()}):
-            made(*example)
-        return made
+    made: Callable[..., Tensor] = torch.compile(copy.deepcopy(native), dynamic=False)
+    with inductor_config.patch({"freezing": True, "cpp.threads": torch.get_num_threads()}):
+        made(*example)
+    return made
 
 
 @contextlib.contextmanager

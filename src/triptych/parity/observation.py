@@ -14,7 +14,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from safetensors.numpy import save_file
 
 from triptych.core.errors import TriptychError
 from triptych.core.tensor_file import DTYPES
@@ -22,6 +21,7 @@ from triptych.core.tensor_file import DTYPES
 SHARD_BYTES = 64 * 2**20
 PENDING_BYTES = 192 * 2**20
 POLL_SECONDS = 0.02
+_NAMES = {np.dtype(dtype): name for name, dtype in DTYPES.items()}
 
 
 @dataclass(frozen=True, slots=True)
@@ -171,10 +171,26 @@ class StoredTensors(Mapping[str, np.ndarray]):
 
 
 def write_tensors(path: Path, tensors: Mapping[str, np.ndarray], metadata: dict[str, str] | None = None) -> None:
-    """A safetensors file that appears complete or not at all."""
+    """A safetensors file that appears complete or not at all.
+
+    Each tensor is asked for twice, for the header and to be written, and let go: of a lazy mapping no more than one is in memory.
+    """
+    header: dict[str, Any] = {"__metadata__": metadata} if metadata else {}
+    sizes = {}
+    for name, value in tensors.items():
+        header[name] = {"dtype": _NAMES[value.dtype], "shape": list(value.shape)}
+        sizes[name] = (value.dtype.itemsize, value.nbytes)
+    names, end = sorted(sizes, key=lambda name: -sizes[name][0]), 0  # stable; every tensor starts at a multiple of its item
+    for name in names:
+        start, end = end, end + sizes[name][1]
+        header[name]["data_offsets"] = [start, end]
+    text = json.dumps(header).encode()
+    text += b" " * (-len(text) % 8)
     partial = path.with_suffix(".partial")
-    # Not ascontiguousarray, which turns a scalar into a vector.
-    save_file({name: np.asarray(value, order="C") for name, value in tensors.items()}, partial, metadata=metadata)
+    with partial.open("wb") as file:
+        file.write(len(text).to_bytes(8, "little") + text)
+        for name in names:
+            file.write(tensors[name].tobytes())  # in C order, whatever the array's
     partial.replace(path)
 
 

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Protocol
 
 import numpy as np
 
-from triptych.core.contract import TrainingState
+from triptych.core.contract import Converted, TrainingState
 from triptych.parity.observation import StoredTensors, wait_until, write_tensors
 
 
@@ -90,12 +90,11 @@ class FileTrajectory:
         return path.with_suffix(f".read-by-{reader}")
 
 
-def flatten(state: TrainingState) -> dict[str, np.ndarray]:
-    """One flat dict: `weights/NAME`, `slots/SLOT/NAME`, `ema/NAME`."""
-    flat = {f"weights/{name}": value for name, value in state.weights.items()}
-    for slot, values in state.slots.items():
-        flat |= {f"slots/{slot}/{name}": value for name, value in values.items()}
-    return flat | {f"ema/{name}": value for name, value in state.ema.items()}
+def flatten(state: TrainingState) -> Mapping[str, np.ndarray]:
+    """One flat mapping: `weights/NAME`, `slots/SLOT/NAME`, `ema/NAME`; a tensor is read when it is asked for, as the state's are."""
+    parts = {"weights": state.weights, **{f"slots/{slot}": values for slot, values in state.slots.items()}, "ema": state.ema}
+    places = {f"{part}/{name}": (values, name) for part, values in parts.items() for name in values}
+    return Converted(places, lambda place: place[0][place[1]])
 
 
 def counts(state: TrainingState) -> dict[str, str]:

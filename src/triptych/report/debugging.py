@@ -8,14 +8,13 @@ from triptych.core.contract import FRAMEWORKS
 from triptych.report.blocks import Block, Cell, Note, Table, Text
 from triptych.report.evidence import Evidence
 from triptych.report.measured import Performance, Profiled, ShapeError, Suite, Timed
-from triptych.report.tables import code_cell, columns
+from triptych.report.tables import NO, YES, code_cell, columns
 from triptych.report.wording import brief, duration, mode_title, number
 
 KINDS = {
     "convolution": "convolution", "matrix_product": "matrix product", "normalization": "normalization",
     "elementwise": "activation, pooling, addition", "optimizer": "optimizer", "data": "data", "other": "other operators",
 }  # fmt: skip
-YES, NO = Cell("yes", "pass"), Cell("no", "open")
 
 
 def debugging(evidence: Evidence) -> Iterator[Block]:

@@ -11,11 +11,10 @@ from triptych.export.runtimes import ADAPTERS
 from triptych.report.blocks import Block, Cell, Note, Table, Text
 from triptych.report.evidence import Evidence
 from triptych.report.measured import Call, Exported
-from triptych.report.tables import claim_table, columns
+from triptych.report.tables import NO, YES, claim_table, columns
 from triptych.report.verdict import Claim
 from triptych.report.wording import bounds, brief, duration, listing, memory, rate, short, times
 
-YES, NO = Cell("yes", "pass"), Cell("no", "open")
 PART = "exports"
 
 

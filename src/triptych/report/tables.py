@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from triptych.report.blocks import Cell, Column, Table
 from triptych.report.verdict import Claim
 
+YES, NO = Cell("yes", "pass"), Cell("no", "open")
 OUTCOMES = {True: Cell("holds", "pass"), False: Cell("fails", "fail"), None: Cell("not shown", "open")}
 
 

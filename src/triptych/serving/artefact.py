@@ -16,8 +16,7 @@ from triptych.export import matrix, record, runtimes
 
 PLATFORMS = {"onnxruntime": "onnx_onnxv1", "saved_model": "tensorflow_savedmodel"}
 """The runtimes that serve, and what the protocol calls their files."""
-RUNTIMES = {cell.format: cell.runtime for cell in matrix.CELLS if cell.runtime is not None}
-SERVED = tuple(name for name in matrix.FORMATS if RUNTIMES[name] in PLATFORMS)
+SERVED = tuple(dict.fromkeys(cell.format for cell in matrix.CELLS if cell.runtime in PLATFORMS))
 VERSION = "1"
 INPUT, OUTPUT = "images", "logits"
 
@@ -38,9 +37,14 @@ class Artefact:
         return self.spec.name
 
     @property
+    def cell(self) -> matrix.Cell:
+        """Its place in the matrix."""
+        return next(cell for cell in matrix.CELLS if (cell.source, cell.format) == (self.source, self.format))
+
+    @property
     def runtime(self) -> str:
         """What runs it."""
-        return RUNTIMES[self.format]
+        return str(self.cell.runtime)
 
     @property
     def path(self) -> Path:
@@ -50,7 +54,7 @@ class Artefact:
     @property
     def channels_first(self) -> bool:
         """Whether a sample is (C, H, W), as in files from PyTorch, or (H, W, C), as in all that TensorFlow runs."""
-        return next(cell.layout for cell in matrix.CELLS if (cell.source, cell.format) == (self.source, self.format)) == "NCHW"
+        return self.cell.layout == "NCHW"
 
     @property
     def shape(self) -> tuple[int, int, int]:

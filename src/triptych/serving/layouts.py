@@ -54,14 +54,9 @@ def _tf_serving(repository: Path, given: Given) -> None:
     name, (several, one), requests = given.served.name, images.BATCHES, []
     for start, end in ((0, several), (several, several + one)):
         requests.append(Request(name, "serving_default", INPUT, given.images[start:end]))
-        if _takes_files(given.served):
+        if given.served.cell.takes_files:
             requests.append(Request(name, "serve_images", "encoded", given.encoded[start:end]))
     prediction_log.write(repository / name / VERSION / prediction_log.PLACE, requests)
-
-
-def _takes_files(served: Artefact) -> bool:
-    """Whether it has the signature `serve_images`, too."""
-    return (served.source, served.format) == ("tensorflow", "saved_model")
 
 
 def _triton(repository: Path, given: Given) -> None:
@@ -152,7 +147,7 @@ def _errors(served: Artefact, version: Path, pixels: np.ndarray, encoded: list[b
     with tempfile.TemporaryDirectory(prefix="triptych-layout-") as folder:
         desk = session.Desk(Path(folder), session.process)
         save_file({"images": np.ascontiguousarray(pixels, np.float32)}, desk.path("inputs"))
-        for number, data in enumerate(encoded if _takes_files(served) else []):
+        for number, data in enumerate(encoded if served.cell.takes_files else []):
             desk.path(f"{number:02d}.image").write_bytes(data)
         copy = version if served.path.is_dir() else version / served.path.name
         answers = [_answers(desk, served, path) for path in (served.path, copy)]

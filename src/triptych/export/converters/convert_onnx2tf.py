@@ -88,7 +88,7 @@ def _halved(node: onnx.NodeProto, constants: dict[str, np.ndarray]) -> int | Non
     if node.op_type != "Slice" or len(node.input) != 5:
         return None
     start, end, axis, step = (constants.get(name, np.empty(0)).tolist() for name in node.input[1:])
-    return axis[0] if start == [0] and step == [2] and len(axis) == 1 and end[0] >= 2**31 - 1 else None
+    return axis[0] if start == [0] and step == [2] and len(axis) == 1 and end >= [2**31 - 1] else None
 
 
 def main() -> None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import importlib
 import os
+import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -23,6 +24,9 @@ if TYPE_CHECKING:
     import numpy as np
 
     from triptych.core.batch import Inputs
+
+# Absent to OpenVINO and NNCF, which else leave an identity in the home folder and tell their makers what is done. Before they are loaded.
+sys.modules.setdefault("openvino_telemetry", None)  # type: ignore[arg-type]
 
 EXTRA = "runtimes"
 ONNX = ("onnx", "onnxscript")

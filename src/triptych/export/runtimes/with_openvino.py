@@ -2,19 +2,14 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
+import openvino
 
-# Absent to OpenVINO and NNCF, which else leave an identity in the home folder and tell their makers what is done. Before they are loaded.
-sys.modules.setdefault("openvino_telemetry", None)  # type: ignore[arg-type]
-
-import openvino  # noqa: E402
-
-from triptych.core.contender import Contender  # noqa: E402
-from triptych.export.runtimes import channels_first, threads  # noqa: E402
+from triptych.core.contender import Contender
+from triptych.export.runtimes import channels_first, threads
 
 
 def convert(model: Path, path: Path) -> None:
