@@ -44,11 +44,14 @@ def test_a_batch_begins_as_soon_as_it_is_due_and_the_next_one_gathers_meanwhile(
         time.sleep(0.03)
         answers.append(batcher.submit(images(3)))
         assert model.begun == [5], "time is up"
-        answers += [batcher.submit(images(4)) for _ in range(3)]
-        assert model.begun == [5], "one at a time"
+        answers += [batcher.submit(images(4)) for _ in range(5)]
+        assert model.begun == [5, 8], "one that is computed, and a full one that the model has at hand"
+        time.sleep(0.03)
+        answers.append(batcher.submit(images(1)))
+        assert model.begun == [5, 8], "no third one"
         model.answer.set()
-        assert [len((await answer).logits) for answer in answers] == [2, 3, 4, 4, 4]
-        assert model.begun == [5, 8, 4], "full at once, the rest when its time is up"
+        assert [len((await answer).logits) for answer in answers] == [2, 3, 4, 4, 4, 4, 4, 1]
+        assert model.begun == [5, 8, 8, 5], "full at once, the rest when its time is up"
         await batcher.stop()
 
     asyncio.run(check())
@@ -63,6 +66,26 @@ def test_a_full_batch_does_not_wait():
         assert model.begun == [4]
         model.answer.set()
         assert (await answer).batch == 4
+        await batcher.stop()
+
+    asyncio.run(check())
+
+
+def test_seconds_of_a_batch_begin_when_the_one_before_has_ended():
+    """Else a batch that lay ready would be told as one that took twice as long."""
+
+    async def check() -> None:
+        turn = asyncio.Lock()
+
+        async def one_by_one(count: int) -> np.ndarray:
+            async with turn:
+                await asyncio.sleep(0.2)
+            return np.zeros((count, 10), np.float32)
+
+        batcher = Batcher(lambda parts: one_by_one(sum(map(len, parts))), Options(max_batch=1), Metrics("m"))
+        answers = await asyncio.gather(*(batcher.submit(images(1)) for _ in range(2)))
+        assert all(0.15 < answer.compute_seconds < 0.35 for answer in answers)
+        assert answers[1].queue_seconds > 0.15
         await batcher.stop()
 
     asyncio.run(check())

@@ -13,6 +13,7 @@ import sys
 import threading
 import time
 from collections import Counter
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -103,6 +104,17 @@ def test_a_batch_that_kills_is_not_computed_a_third_time(stand_in, ask, request_
         assert "ended before it had an answer" in answer["error"]
         assert ask(port, "POST", INFER, value(1, request_of))[0] == 200, "others go on"
         assert (tmp_path / "BORN").read_text() == "xxx"
+
+
+def test_a_batch_that_waits_behind_one_that_kills_is_answered(stand_in, ask, request_of):
+    """Each batch meets two processes; the one that was never begun has met none."""
+    with stand_in(max_batch=1) as (_, port), ThreadPoolExecutor(9) as clients:
+        killer = clients.submit(ask, port, "POST", INFER, value(9, request_of))
+        others = [clients.submit(ask, port, "POST", INFER, value(first, request_of)) for first in (1, 2, 3, 4, 5) for _ in range(2)]
+        assert killer.result()[0] == 503
+        answers = [each.result() for each in others]
+        assert [status for status, _, _ in answers] == [200] * 10
+        assert [answer["outputs"][0]["data"][0] for _, _, answer in answers] == [1, 1, 2, 2, 3, 3, 4, 4, 5, 5], "each its own"
 
 
 def test_a_process_that_hangs_is_replaced(stand_in, ask, request_of):

@@ -1,9 +1,8 @@
-"""Requests that arrive together are computed together: one batch at a time, from a queue that has an end."""
+"""Requests that arrive together are computed together: one batch after the other, from a queue that has an end."""
 
 from __future__ import annotations
 
 import asyncio
-import contextlib
 from collections import deque
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
@@ -13,6 +12,10 @@ import numpy as np
 
 from triptych.serving.metrics import Metrics
 from triptych.serving.options import Options, busy
+
+BEGUN = 2
+"""Batches that the model has been given: the one that it computes, and one to go on with when that is done. The event loop reads requests
+then, and would come to the next batch only after some milliseconds, in which the model had nothing to do."""
 
 Run = Callable[[Sequence[np.ndarray]], Awaitable[np.ndarray]]
 """Begin on arrays of images that make one batch; its logits (N, classes) are awaited."""
@@ -42,9 +45,10 @@ class Batcher:
         self._run, self._options, self._metrics = run, options, metrics
         self._queue: deque[_Waiting] = deque()
         self._images = 0
-        self._work: asyncio.Task[None] | None = None
+        self._work: set[asyncio.Task[None]] = set()
         self._timer: asyncio.TimerHandle | None = None
         self._seconds_an_image = 0.0
+        self._ended = 0.0
 
     async def stop(self) -> None:
         """End; who still waits is told that the server ends."""
@@ -52,10 +56,9 @@ class Batcher:
             self._fail([self._queue.popleft()], busy("the server ends", 1))
         if self._timer is not None:
             self._timer.cancel()
-        if self._work is not None:
-            self._work.cancel()
-            with contextlib.suppress(asyncio.CancelledError):
-                await self._work
+        for work in self._work:
+            work.cancel()
+        await asyncio.gather(*self._work, return_exceptions=True)
 
     def submit(self, images: np.ndarray) -> asyncio.Future[Answer]:
         """Queue N images, at most a batch of them. Raises Refused (503) when the queue has no room."""
@@ -68,12 +71,13 @@ class Batcher:
         return waiting.answer
 
     def _go_on(self) -> None:
-        """Begin a batch when none is computed and it is due: full, or its oldest image has waited for its time; else see to it later.
+        """Give a batch to the model that has room for it, when it is due: full, or its oldest image has waited for its time; else see to
+        it later.
 
         At once, and not in a task, which would have its turn when all requests that are there are read: the model would have nothing to do
         meanwhile, and who reads requests nothing while it computes.
         """
-        while self._queue and self._work is None:
+        while self._queue and len(self._work) < BEGUN:
             left = self._queue[0].since + self._options.max_delay - perf_counter()
             if self._images < self._options.max_batch and left > 0:
                 self._timer = self._timer or asyncio.get_running_loop().call_later(left, self._time_is_up)
@@ -82,7 +86,8 @@ class Batcher:
             if batch:
                 began = perf_counter()
                 logits = self._run([each.images for each in batch])
-                self._work = asyncio.get_running_loop().create_task(self._compute(batch, logits, began))
+                self._work.add(work := asyncio.get_running_loop().create_task(self._compute(batch, logits, began)))
+                work.add_done_callback(self._done)
 
     def _time_is_up(self) -> None:
         self._timer = None
@@ -105,11 +110,16 @@ class Batcher:
             self._tell(batch, await computed, began)
         except Exception as error:  # whatever the runtime raises is the answer of all who were in the batch
             self._fail(batch, error)
-        self._work = None
-        self._go_on()
+
+    def _done(self, work: asyncio.Task[None]) -> None:
+        self._work.discard(work)
+        if not work.cancelled():
+            self._go_on()
 
     def _tell(self, batch: list[_Waiting], logits: np.ndarray, began: float) -> None:
-        seconds, first = perf_counter() - began, 0
+        began = max(began, self._ended)  # of the batch before, which the model computed first
+        self._ended = perf_counter()
+        seconds, first = self._ended - began, 0
         self._seconds_an_image = seconds / len(logits)
         self._metrics.batch(len(logits), seconds)
         for each in batch:

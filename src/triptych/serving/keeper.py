@@ -31,7 +31,11 @@ Result = TypeVar("Result")
 
 
 class Ended(Exception):
-    """The model's process is gone."""
+    """The model's process is gone, at the batch that it had `begun` or while that waited for the one before."""
+
+    def __init__(self, reason: str, *, begun: bool = True) -> None:
+        super().__init__(reason)
+        self.begun = begun
 
 
 class NoWorker(TriptychError):
@@ -64,12 +68,13 @@ class Model(Protocol):
 
 
 class Worker:
-    """One process, `triptych.serving.worker`. It has one batch at a time."""
+    """One process, `triptych.serving.worker`. It computes one batch after the other."""
 
     def __init__(self, process: Process, seconds: float) -> None:
         self.process, self._seconds = process, seconds
         self.told: dict[str, Any] = {}
         self._listening = asyncio.create_task(self._listen())
+        self._last: asyncio.Task[np.ndarray] | None = None
 
     @classmethod
     async def start(cls, served: Artefact, options: Options) -> Worker:
@@ -83,22 +88,28 @@ class Worker:
         try:
             worker.told = await worker._in_time(worker._answer())
             for size in (1, options.max_batch):
-                worker.send([np.zeros((size, *served.shape), np.float32)])
-                await worker.logits()
+                await worker.send([np.zeros((size, *served.shape), np.float32)])
         except BaseException:
             await worker.stop()
             raise
         worker._seconds = options.hung_seconds
         return worker
 
-    def send(self, parts: Sequence[np.ndarray]) -> None:
-        """Have it compute a batch."""
+    def send(self, parts: Sequence[np.ndarray]) -> Awaitable[np.ndarray]:
+        """Have it compute a batch after those before; its logits are awaited. Raises Ended when they do not come, Failed for what the
+        runtime raised.
+        """
         assert self.process.stdin is not None
         head = json.dumps({"images": sum(map(len, parts))}).encode() + b"\n"
         self.process.stdin.writelines([head, *(np.ascontiguousarray(part, np.float32).data for part in parts)])
+        self._last = asyncio.create_task(self._logits_after(self._last))
+        return self._last
 
-    async def logits(self) -> np.ndarray:
-        """Of the batch that was sent. Raises Ended when there is no answer, and Failed for what the runtime raised."""
+    async def _logits_after(self, before: asyncio.Task[np.ndarray] | None) -> np.ndarray:
+        if before is not None:  # answers come in the order of the batches
+            await asyncio.wait([before])
+            if not before.cancelled() and isinstance(before.exception(), Ended):
+                raise Ended("it ended at the batch before", begun=False)
         return await self._in_time(self._logits())
 
     async def _logits(self) -> np.ndarray:
@@ -180,23 +191,25 @@ class Keeper:
         """
         return self._logits(parts, self._sent(parts) if self.ready else None)
 
-    def _sent(self, parts: Sequence[np.ndarray]) -> Worker:
-        self._worker.send(parts)
-        return self._worker
+    def _sent(self, parts: Sequence[np.ndarray]) -> tuple[Worker, Awaitable[np.ndarray]]:
+        return self._worker, self._worker.send(parts)
 
-    async def _logits(self, parts: Sequence[np.ndarray], worker: Worker | None) -> np.ndarray:
-        for _ in range(TRIES):
-            if worker is None:
+    async def _logits(self, parts: Sequence[np.ndarray], sent: tuple[Worker, Awaitable[np.ndarray]] | None) -> np.ndarray:
+        tries = 0
+        while tries < TRIES:
+            if sent is None:
                 await self._up.wait()
                 if self.kept.done():
                     break
-                worker = self._sent(parts)
+                sent = self._sent(parts)
+            worker, logits = sent
             try:
-                return await worker.logits()
-            except Ended:
+                return await logits
+            except Ended as error:
+                tries += error.begun
                 if worker is self._worker:
                     self._up.clear()
-                worker = None
+                sent = None
         raise busy("the process of the model ended before it had an answer", self._start_seconds)
 
     async def stop(self) -> None:
