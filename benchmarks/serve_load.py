@@ -1,10 +1,10 @@
 """`triptych serve` under load: what batching brings, whether saturation leaves memory flat and every accepted request answered, and what
 happens when the model's process is killed.
 
-    OMP_NUM_THREADS=1 .venv/bin/python benchmarks/serve_load.py DIR [--also DIR] [--rounds 8] [--seconds 5] [--saturate 600] [--kill 30]
+    .venv/bin/python benchmarks/serve_load.py DIR [--also DIR] [--rounds 12] [--seconds 5] [--saturate 600] [--kill 30]
     .venv/bin/python benchmarks/serve_load.py --write-doc      # the tables of docs/serving.md, from the record
 
-DIR is an artefact of `triptych export`, `--also` another one that only the last part serves. Some 13 minutes with these settings:
+DIR is an artefact of `triptych export`, `--also` another one that only the last part serves. Some 14 minutes with these settings:
 
 - turns: a batched and an unbatched server run all the time; in a turn every client sends one image at a time to one of them, as a binary
   tensor, and waits for its answer. The ratio of throughputs is by pairs of turns of one round; the order changes from round to round.
@@ -37,6 +37,7 @@ from served import busy_seconds, repeatedly, serving
 
 from triptych.bench.script import at_least
 from triptych.bench.statistics import PERCENTILES, paired_interval, percentiles
+from triptych.core.conversation import available_threads
 from triptych.export import runtimes
 from triptych.serving import artefact
 
@@ -236,7 +237,7 @@ def main() -> None:
     parser.add_argument("directory", type=Path, metavar="DIR", nargs="?")
     parser.add_argument("--also", type=Path, metavar="DIR", help="Another artefact, whose process is killed too.")
     parser.add_argument("--clients", type=at_least(1), default=32)
-    parser.add_argument("--rounds", type=at_least(2), default=8)
+    parser.add_argument("--rounds", type=at_least(2), default=12)
     parser.add_argument("--seconds", type=float, default=5.0, help="Of a turn.")
     parser.add_argument("--saturating", type=at_least(1), default=320, help="Clients at saturation; the queue has 256 places.")
     parser.add_argument("--saturate", type=float, default=600.0, help="Seconds at saturation.")
@@ -256,7 +257,7 @@ def main() -> None:
     also = "".join(f" --also {path.name}" for path in list(models)[1:])
     command = f"{COMMAND} {given.directory.name}{also} {settings} --saturate {given.saturate:g} --kill {given.kill:g}"
     record = {
-        **head(command), **what, "threads": os.environ.get("OMP_NUM_THREADS"), "load_average_before": os.getloadavg(),
+        **head(command), **what, "threads": available_threads(), "load_average_before": os.getloadavg(),
         "runtime_seconds_an_image": runtime_alone(model), **turns(given.directory, sent, given),
         "kills": {f"{each.source}-{each.format}": kills(path, body_of(each), given) for path, each in models.items()},
         "saturation": saturation(given.directory, sent, given),

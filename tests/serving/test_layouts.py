@@ -11,11 +11,12 @@ import numpy as np
 import pytest
 from click.testing import CliRunner
 from google.protobuf import text_format
+from safetensors.numpy import save_file
 from tensorboard.compat.tensorflow_stub.errors import DataLossError
 
 from triptych.cli.serve import SERVERS, serve_command
 from triptych.core.errors import ExportFailed, InputRefused, StorageError, UsageError
-from triptych.export import runtimes, session
+from triptych.export import matrix, runtimes, session
 from triptych.serving import layouts, prediction_log
 from triptych.serving.layouts import LAYOUTS
 from triptych.serving.options import Options
@@ -130,6 +131,29 @@ def test_openvinos_server_finds_the_model_beside_its_configuration(written, tmp_
     assert model == {"config": {"name": "resnet20", "base_path": "resnet20"}}
 
 
+@pytest.mark.parametrize(("server", "runtime"), [("triton", "onnxruntime"), ("ovms", "openvino")])
+def test_int8_is_laid_out_too(written, tmp_path, server, runtime):
+    form = next(name for name in LAYOUTS[server].formats if name.endswith("int8"))
+    reason = runtimes.missing(runtime) or next(cell for cell in matrix.CELLS if cell.name == f"pytorch-{form}").missing()
+    if reason:
+        pytest.skip(reason)
+    images = np.random.default_rng(0).standard_normal((8, 32, 32, 3), dtype=np.float32)
+    save_file({"images": images}, tmp_path / "calibration")
+
+    def quantized(path: Path) -> None:
+        exact = path.rename(tmp_path / "exact.onnx")
+        converter = session.process(runtime, tmp_path / "log")
+        try:
+            target, calibration = path.with_name(matrix.FORMATS[form].file), str(tmp_path / "calibration")
+            converter.ask("quantize", given=str(exact), path=str(target), calibration=calibration, channels_first=True)
+        finally:
+            converter.stop()
+
+    row = layouts.write(LAYOUTS[server], written(tmp_path, change=quantized, format=form), tmp_path / "models", Options())
+    assert (row["format"], row["errors"]) == (form, {"logits": 0.0})
+    assert f"resnet20/1/{matrix.FORMATS[form].file}" in files(tmp_path / "models")
+
+
 def test_what_computes_something_else_is_not_handed_over(exported, tmp_path, monkeypatch):
     copied = layouts._copy
 
@@ -168,6 +192,6 @@ def test_the_command_line(exported, tmp_path):
         assert isinstance(run(serve_command, [str(exported), *arguments]).exception, UsageError)
     wrong = run(serve_command, [str(exported), "--layout", "ovms", "--out", str(tmp_path / "x")]).exception
     assert isinstance(wrong, UsageError)
-    assert "wanted is openvino: `triptych export resnet20 --from pytorch --to openvino" in str(wrong)
+    assert "wanted is openvino or openvino_int8: `triptych export resnet20 --from pytorch --to openvino" in str(wrong)
     done = run(serve_command, [str(exported), "--layout", "triton", "--out", str(tmp_path / "x"), "--json"])
     assert json.loads(done.output)["server"] == "Triton Inference Server"

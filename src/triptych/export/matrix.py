@@ -158,6 +158,12 @@ def _cells() -> tuple[Cell, ...]:
 
 CELLS = _cells()
 
+
+def run_by(*runtimes: str) -> tuple[str, ...]:
+    """The formats that these runtimes run."""
+    return tuple(dict.fromkeys(cell.format for cell in CELLS if cell.runtime in runtimes))
+
+
 BACKWARD = {
     "onnx -> pytorch": "onnx2torch, released last in 2024, knows no Pad, ReduceMean or ReduceSumSquare of opset 18, which tf2onnx and "
     "jax2onnx write of our models; what it reads (ResNets and MLP of opset 11 from TensorFlow) becomes TorchScript alone, as torch.export "

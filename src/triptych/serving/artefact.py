@@ -16,7 +16,7 @@ from triptych.export import matrix, record, runtimes
 
 PLATFORMS = {"onnxruntime": "onnx_onnxv1", "saved_model": "tensorflow_savedmodel"}
 """The runtimes that serve, and what the protocol calls their files."""
-SERVED = tuple(dict.fromkeys(cell.format for cell in matrix.CELLS if cell.runtime in PLATFORMS))
+SERVED = matrix.run_by(*PLATFORMS)
 VERSION = "1"
 INPUT, OUTPUT = "images", "logits"
 

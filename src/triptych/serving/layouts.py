@@ -21,7 +21,7 @@ from triptych.core import storage
 from triptych.core.difference import scaled_error
 from triptych.core.errors import ExportFailed, InputRefused
 from triptych.core.tolerance import EXPORTED
-from triptych.export import images, record, session
+from triptych.export import images, matrix, record, session
 from triptych.serving import artefact, prediction_log
 from triptych.serving.artefact import INPUT, OUTPUT, VERSION, Artefact
 from triptych.serving.images import prepared
@@ -99,9 +99,9 @@ def _ovms(repository: Path, given: Given) -> None:
 LAYOUTS = {
     row.name: row
     for row in (
-        Layout("tf-serving", "TensorFlow Serving", ("saved_model",), _tf_serving),
-        Layout("triton", "Triton Inference Server", ("onnx", "onnx_opset11"), _triton),
-        Layout("ovms", "OpenVINO Model Server", ("openvino",), _ovms),
+        Layout("tf-serving", "TensorFlow Serving", matrix.run_by("saved_model"), _tf_serving),
+        Layout("triton", "Triton Inference Server", matrix.run_by("onnxruntime"), _triton),
+        Layout("ovms", "OpenVINO Model Server", matrix.run_by("openvino"), _ovms),
     )
 }
 
