@@ -11,12 +11,14 @@ from comparison.setting import TASKS
 
 ROOT = Path(__file__).parents[2]
 DOCUMENT, FIGURES = ROOT / "docs" / "transformer.md", ROOT / "benchmarks" / "figures"
+OTHER = "xeon"
+"""The folder of what was measured on another processor than the rest."""
 _SECTION = re.compile(r"(<!-- begin (?P<name>[\w-]+) -->\n).*?(<!-- end (?P=name) -->)", re.S)
 
 
 def rendered(text: str, folder: Path) -> str:
     """The document with every table as the records have it. KeyError for a marker that no table answers to."""
-    made = tables.sections(measured(folder), records.groups(folder, records.REPORTS))
+    made = tables.sections(measured(folder), records.groups(folder, records.REPORTS), records.groups(folder / OTHER, "passes"))
     return _SECTION.sub(lambda found: f"{found[1]}{made[found['name']]()}\n{found[3]}", text)
 
 

@@ -70,7 +70,9 @@ def stands(folder: Path, part: str, key: str, frameworks: list[str], rounds: int
 
 
 def keep(folder: Path, part: str, group: dict[str, Any], frameworks: list[str], rounds: int, command: str) -> None:
-    """Replace the group of this key, or add it; the others stay."""
-    mine = {**group, "frameworks": frameworks, "asked_rounds": rounds, "code_sha256": code(), "command": command}
+    """Replace the group of this key, or add it; the others stay. Each has its own processor: a file may be filled on several machines."""
+    first = head(command)
+    what = {"frameworks": frameworks, "asked_rounds": rounds, "code_sha256": code(), "command": command}
+    mine = {**group, "processor": first["environment"]["cpu"]["model"], **what}
     others = [each for each in groups(folder, part) if each["key"] != group["key"]]
-    write_json(folder / f"{part}.json", {**head(command), "part": part, "groups": [*others, mine]})
+    write_json(folder / f"{part}.json", {**first, "part": part, "groups": [*others, mine]})

@@ -211,11 +211,22 @@ def weather(parts: dict[str, list[Group]]) -> str:
             f"{name} ({group['key']}): {told['failure']}" for group in groups for name, told in group["lanes"].items() if "failure" in told
         ]
         rows.append([
-            part.replace("_", " "), ", ".join(sorted({f"{each['cores']}, {each['clock']} seconds" for each in groups})),
+            part.replace("_", " "), ", ".join(sorted({each["processor"] for each in groups})),
+            ", ".join(sorted({f"{each['cores']}, {each['clock']} seconds" for each in groups})),
             str(len(groups)), str(len(rounds)), str(noisy), f"{plain.median(floors):.1%}", f"{max(floors):.1%}",
             "; ".join(failures) or "none",
         ])  # fmt: skip
-    header = ("part", "cores", "settings", "rounds", "of them noisy", "A/A floor, median", "A/A floor, worst", "lanes that failed")
+    header = (
+        "part",
+        "processor",
+        "cores",
+        "settings",
+        "rounds",
+        "of them noisy",
+        "A/A floor, median",
+        "A/A floor, worst",
+        "lanes that failed",
+    )
     return table(header, rows)
 
 
@@ -228,12 +239,13 @@ def _bytes(value: float | None, missing: str = "n/a") -> str:
 Section = Callable[[], str]
 
 
-def sections(parts: dict[str, list[Group]], reports: list[Group]) -> dict[str, Section]:
+def sections(parts: dict[str, list[Group]], reports: list[Group], elsewhere: list[Group]) -> dict[str, Section]:
     """Every table by the name that the document asks for it by."""
     return {
         "equality": lambda: equality(parts),
         "block": lambda: passes(parts.get("passes", []), "block"),
         "vit": lambda: passes(parts.get("passes", []), "vit"),
+        "elsewhere": lambda: passes(elsewhere, "vit"),
         "compilation": lambda: compilation(parts.get("passes", [])),
         "vmap-block": lambda: ways(parts.get("vmap", []), "block"),
         "vmap-vit": lambda: ways(parts.get("vmap", []), "vit"),
