@@ -67,6 +67,7 @@ $(INSTALLED): $(LOCKED)
 $(LOCKED):
 	@requirements/platform.sh '$(PYTHON)'
 	@echo 'building .venv from $(LOCK): some 8 GB, a few minutes' >&2
+	@test ! -L .venv || rm .venv  # else the environment that a link leads to would be cleared
 	'$(PYTHON)' -m venv --clear .venv
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --require-hashes --only-binary :all: --requirement $(LOCK)
 	@touch $@
@@ -74,6 +75,7 @@ $(LOCKED):
 $(CONVERTER):
 	@requirements/platform.sh '$(PYTHON)'
 	@echo 'building .venv-onnx2tf from requirements/onnx2tf.txt: some 3 GB, a few minutes' >&2
+	@test ! -L .venv-onnx2tf || rm .venv-onnx2tf
 	'$(PYTHON)' -m venv --clear .venv-onnx2tf
 	.venv-onnx2tf/bin/python -m pip install --quiet --disable-pip-version-check --require-hashes --only-binary :all: --requirement requirements/onnx2tf.txt
 	@touch $@

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import json
-import os
 from pathlib import Path
 from typing import Any
 
+from triptych.core import storage
 from triptych.core.environment import environment
 
 RESULTS = Path(__file__).parent / "results"
@@ -21,9 +21,7 @@ def write_json(path: Path, data: Any) -> None:
     """Replace `path` by the JSON of `data`, whole or not at all; a number that does not exist is null, and NaN a ValueError."""
     text = json.dumps(data, indent=1, allow_nan=False) + "\n"
     path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".{path.name}.partial")
-    partial.write_text(text, encoding="utf-8")
-    os.replace(partial, path)
+    storage.write_whole(path, text)
 
 
 def marked(name: str, content: str) -> str:

@@ -15,6 +15,7 @@ from typing import Any
 
 import numpy as np
 
+from triptych.core import storage
 from triptych.core.errors import TriptychError
 from triptych.core.tensor_file import DTYPES
 
@@ -196,6 +197,4 @@ def write_tensors(path: Path, tensors: Mapping[str, np.ndarray], metadata: dict[
 
 def write_json(path: Path, data: object) -> None:
     """A JSON file that appears complete or not at all."""
-    partial = path.with_suffix(".partial")
-    partial.write_text(json.dumps(data, indent=1, allow_nan=False))
-    partial.replace(path)
+    storage.write_whole(path, json.dumps(data, indent=1, allow_nan=False))
