@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
 import os
+import resource
 import signal
 import socket
 import subprocess
@@ -270,3 +272,23 @@ def test_turns_and_training_through_a_host(framework, tmp_path, monkeypatch):
     result = run_worker(Job("mlp", "digits", recipe, 3), framework, tmp_path / "run", told.append)
     assert len(result["losses"]) == 3
     assert [each["step"] for each in told if "step" in each][-1] == 3
+
+
+def test_a_process_with_many_open_files_waits_for_its_worker_all_the_same() -> None:
+    """`select` knows no descriptor above 1,023, and a report had more than that open."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if hard != resource.RLIM_INFINITY and hard < 2048:
+        pytest.skip("this system allows fewer open files")
+    resource.setrlimit(resource.RLIMIT_NOFILE, (max(soft, 2048) if soft != resource.RLIM_INFINITY else soft, hard))
+    ours, theirs = socket.socketpair()
+    try:
+        with ours, theirs:
+            high = socket.socket(fileno=fcntl.fcntl(ours.fileno(), fcntl.F_DUPFD_CLOEXEC, 1500))
+            worker = hosts.Hosted(high, 1, None, None)
+            assert worker.poll() is None
+            with pytest.raises(subprocess.TimeoutExpired):
+                worker.wait(0.01)
+            theirs.sendall(b'{"code": 7}\n')
+            assert worker.wait(5) == 7
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))

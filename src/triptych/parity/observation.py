@@ -5,6 +5,8 @@ from __future__ import annotations
 import contextlib
 import copy
 import json
+import math
+import mmap
 import os
 import time
 import weakref
@@ -135,27 +137,31 @@ class ShardReader:
 
 
 class StoredTensors(Mapping[str, np.ndarray]):
-    """Tensors of a file of `write_tensors`, some of them or all, each mapped into memory for as long as it is held.
+    """Tensors of a file of `write_tensors`, some of them or all, each of them in memory for as long as it is held.
 
-    Gigabytes pass through these files at every step, where a copy of each tensor would cost as much as the step, and a map of the
-    whole file would stand in memory beside the training state. The arrays are read-only; the file may be deleted meanwhile.
+    Gigabytes pass through these files at every step, where a copy of each tensor would cost as much as the step, and the whole file
+    would stand in memory beside the training state. So the file is mapped once (a map of each tensor would take a file descriptor of
+    1,024 that a process often has), and the pages of a tensor are given back when it is dropped. The arrays are read-only; the file may be
+    deleted meanwhile.
     """
 
     def __init__(self, path: Path) -> None:
-        self._file = path.open("rb")
-        weakref.finalize(self, self._file.close)
-        self._start = 8 + int.from_bytes(self._file.read(8), "little")
-        header = json.loads(self._file.read(self._start - 8))
+        with path.open("rb") as file:
+            self._map = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+        self._start = 8 + int.from_bytes(self._map[:8], "little")
+        header = json.loads(self._map[8 : self._start])
         self.metadata: dict[str, str] = header.pop("__metadata__", {})
         self._entries: dict[str, Any] = header
-        self._whole: StoredTensors | None = None
 
     def __getitem__(self, name: str) -> np.ndarray:
         entry = self._entries[name]
         dtype, shape, (start, stop) = DTYPES[entry["dtype"]], tuple(entry["shape"]), entry["data_offsets"]
         if start == stop:
             return np.empty(shape, dtype)
-        return np.asarray(np.memmap(self._file, dtype, "r", self._start + start, shape))
+        count, first = math.prod(shape), self._start + start
+        tensor = np.frombuffer(self._map, dtype, count, first).reshape(shape)
+        weakref.finalize(tensor, _give_back, self._map, first, stop - start).atexit = False
+        return tensor
 
     def __iter__(self) -> Iterator[str]:
         return iter(self._entries)
@@ -166,9 +172,16 @@ class StoredTensors(Mapping[str, np.ndarray]):
     def under(self, prefix: str) -> Any:
         """Those whose names start with `prefix/`, without it."""
         part = copy.copy(self)
-        part._whole = self  # which closes the file when nobody holds it any more
         part._entries = {name.removeprefix(f"{prefix}/"): entry for name, entry in self._entries.items() if name.startswith(f"{prefix}/")}
         return part
+
+
+def _give_back(mapped: mmap.mmap, first: int, size: int) -> None:
+    """Let the whole pages of this part go; who still looks at it gets them anew from the file."""
+    start = -(-first // mmap.PAGESIZE) * mmap.PAGESIZE
+    end = (first + size) // mmap.PAGESIZE * mmap.PAGESIZE
+    if end > start and hasattr(mmap, "MADV_DONTNEED"):
+        mapped.madvise(mmap.MADV_DONTNEED, start, end - start)
 
 
 def write_tensors(path: Path, tensors: Mapping[str, np.ndarray], metadata: dict[str, str] | None = None) -> None:
