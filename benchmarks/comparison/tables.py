@@ -216,17 +216,8 @@ def weather(parts: dict[str, list[Group]]) -> str:
             str(len(groups)), str(len(rounds)), str(noisy), f"{plain.median(floors):.1%}", f"{max(floors):.1%}",
             "; ".join(failures) or "none",
         ])  # fmt: skip
-    header = (
-        "part",
-        "processor",
-        "cores",
-        "settings",
-        "rounds",
-        "of them noisy",
-        "A/A floor, median",
-        "A/A floor, worst",
-        "lanes that failed",
-    )
+    floors_of = ("A/A floor, median", "A/A floor, worst")
+    header = ("part", "processor", "cores", "settings", "rounds", "of them noisy", *floors_of, "lanes that failed")
     return table(header, rows)
 
 
@@ -241,8 +232,9 @@ Section = Callable[[], str]
 
 def sections(parts: dict[str, list[Group]], reports: list[Group], elsewhere: list[Group]) -> dict[str, Section]:
     """Every table by the name that the document asks for it by."""
+    every = {**parts, **({"passes elsewhere": elsewhere} if elsewhere else {})}
     return {
-        "equality": lambda: equality(parts),
+        "equality": lambda: equality(every),
         "block": lambda: passes(parts.get("passes", []), "block"),
         "vit": lambda: passes(parts.get("passes", []), "vit"),
         "elsewhere": lambda: passes(elsewhere, "vit"),
@@ -253,5 +245,5 @@ def sections(parts: dict[str, list[Group]], reports: list[Group], elsewhere: lis
         "layers": lambda: layers(parts.get("layers", [])),
         "gradients": lambda: own_gradients(parts.get("gradients", []), reports),
         "programs": lambda: programs(reports),
-        "weather": lambda: weather(parts),
+        "weather": lambda: weather(every),
     }

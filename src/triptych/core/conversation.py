@@ -6,7 +6,7 @@ import json
 import os
 import sys
 from collections.abc import Callable, Sequence
-from multiprocessing.connection import wait  # not select, which knows no file descriptor above 1,023
+from multiprocessing.connection import wait as readable  # not select, which knows no file descriptor above 1,023
 from pathlib import Path
 from typing import IO, Any, Protocol
 
@@ -61,7 +61,7 @@ class Process:
             self._process.stdin.flush()
         except (BrokenPipeError, ValueError):
             raise self._ended() from None
-        if not wait([self._process.stdout.fileno()], self.limit):
+        if not readable([self._process.stdout.fileno()], self.limit):
             self._process.kill()
             self._process.wait()
             raise Failed("TimeoutError", f"no answer within {self.limit:g} s: a suite's limit_seconds allows more")

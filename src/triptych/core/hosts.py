@@ -15,7 +15,7 @@ import socket
 import subprocess
 import time
 from collections.abc import Mapping, Sequence
-from multiprocessing.connection import wait  # not select, which knows no file descriptor above 1,023
+from multiprocessing.connection import wait as readable  # not select, which knows no file descriptor above 1,023
 from pathlib import Path
 from typing import IO, Any
 
@@ -94,7 +94,7 @@ def send_line(connection: socket.socket, data: Mapping[str, Any], files: Sequenc
 
 
 def read_line(connection: socket.socket) -> bytes:
-    """One line, and not a byte more, so that `wait` for the connection still tells whether there is another; b"" at its end."""
+    """One line, and not a byte more, so that `readable` still tells whether there is another; b"" at its end."""
     line = bytearray()
     while not line.endswith(b"\n") and len(line) < LONGEST_LINE:
         try:
@@ -117,14 +117,14 @@ class Hosted:
 
     def poll(self) -> int | None:
         """The exit code, None while it runs."""
-        if self.returncode is None and wait([self._connection], 0):
+        if self.returncode is None and readable([self._connection], 0):
             self._end()
         return self.returncode
 
     def wait(self, timeout: float | None = None) -> int:
         """The exit code, once it has ended. Raises subprocess.TimeoutExpired."""
         if self.returncode is None:
-            if not wait([self._connection], timeout):
+            if not readable([self._connection], timeout):
                 raise subprocess.TimeoutExpired(f"worker process {self.pid}", timeout or 0.0)
             self._end()
         assert self.returncode is not None

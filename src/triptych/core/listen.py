@@ -2,7 +2,7 @@
 
 It starts modules of `workers.MODULES` and nothing else. Each connection is one process: a line that asks for it, with three open files
 that become its standard streams; then signals one way and the exit code the other. When the connection closes, the process is killed.
-Between requests the host sleeps in `wait`.
+Between requests the host sleeps in `poll`.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ import stat
 import subprocess
 import threading
 from collections.abc import Callable, Iterator
-from multiprocessing.connection import wait  # not select, which knows no file descriptor above 1,023
+from multiprocessing.connection import wait as readable  # not select, which knows no file descriptor above 1,023
 from pathlib import Path
 from typing import Any
 
@@ -38,7 +38,7 @@ def serve(framework: str, path: Path, ready: Callable[[], None] = lambda: None) 
     with _listener(path) as listener, _woken() as signalled:
         try:
             ready()
-            while signalled not in wait([listener, signalled]):
+            while signalled not in readable([listener, signalled]):
                 connection, _ = listener.accept()
                 threading.Thread(target=_attend, args=(connection, running), daemon=True).start()
         finally:

@@ -159,9 +159,9 @@ def _cells() -> tuple[Cell, ...]:
 CELLS = _cells()
 
 
-def run_by(*runtimes: str) -> tuple[str, ...]:
-    """The formats that these runtimes run."""
-    return tuple(dict.fromkeys(cell.format for cell in CELLS if cell.runtime in runtimes))
+def run_by(*names: str) -> tuple[str, ...]:
+    """The formats that the runtimes of these names run."""
+    return tuple(dict.fromkeys(cell.format for cell in CELLS if cell.runtime in names))
 
 
 BACKWARD = {

@@ -13,7 +13,7 @@ import numpy as np
 from triptych.serving.metrics import Metrics
 from triptych.serving.options import Options, busy
 
-BEGUN = 2
+IN_FLIGHT = 2
 """Batches that the model has been given: the one that it computes, and one to go on with when that is done. The event loop reads requests
 then, and would come to the next batch only after some milliseconds, in which the model had nothing to do."""
 
@@ -45,7 +45,7 @@ class Batcher:
         self._run, self._options, self._metrics = run, options, metrics
         self._queue: deque[_Waiting] = deque()
         self._images = 0
-        self._work: set[asyncio.Task[None]] = set()
+        self._in_flight: set[asyncio.Task[None]] = set()
         self._timer: asyncio.TimerHandle | None = None
         self._seconds_an_image = 0.0
         self._ended = 0.0
@@ -56,9 +56,9 @@ class Batcher:
             self._fail([self._queue.popleft()], busy("the server ends", 1))
         if self._timer is not None:
             self._timer.cancel()
-        for work in self._work:
+        for work in self._in_flight:
             work.cancel()
-        await asyncio.gather(*self._work, return_exceptions=True)
+        await asyncio.gather(*self._in_flight, return_exceptions=True)
 
     def submit(self, images: np.ndarray) -> asyncio.Future[Answer]:
         """Queue N images, at most a batch of them. Raises Refused (503) when the queue has no room."""
@@ -77,7 +77,7 @@ class Batcher:
         At once, and not in a task, which would have its turn when all requests that are there are read: the model would have nothing to do
         meanwhile, and who reads requests nothing while it computes.
         """
-        while self._queue and len(self._work) < BEGUN:
+        while self._queue and len(self._in_flight) < IN_FLIGHT:
             left = self._queue[0].since + self._options.max_delay - perf_counter()
             if self._images < self._options.max_batch and left > 0:
                 self._timer = self._timer or asyncio.get_running_loop().call_later(left, self._time_is_up)
@@ -86,7 +86,7 @@ class Batcher:
             if batch:
                 began = perf_counter()
                 logits = self._run([each.images for each in batch])
-                self._work.add(work := asyncio.get_running_loop().create_task(self._compute(batch, logits, began)))
+                self._in_flight.add(work := asyncio.get_running_loop().create_task(self._compute(batch, logits, began)))
                 work.add_done_callback(self._done)
 
     def _time_is_up(self) -> None:
@@ -112,7 +112,7 @@ class Batcher:
             self._fail(batch, error)
 
     def _done(self, work: asyncio.Task[None]) -> None:
-        self._work.discard(work)
+        self._in_flight.discard(work)
         if not work.cancelled():
             self._go_on()
 

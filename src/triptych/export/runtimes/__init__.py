@@ -25,9 +25,6 @@ if TYPE_CHECKING:
 
     from triptych.core.batch import Inputs
 
-# Absent to OpenVINO and NNCF, which else leave an identity in the home folder and tell their makers what is done. Before they are loaded.
-sys.modules.setdefault("openvino_telemetry", None)  # type: ignore[arg-type]
-
 EXTRA = "runtimes"
 ONNX = ("onnx", "onnxscript")
 """What PyTorch writes ONNX files with."""
@@ -77,6 +74,8 @@ def load(name: str) -> Any:
     reason = missing(name)
     if reason is not None:
         raise FrameworkMissing(reason)
+    # Absent to OpenVINO and NNCF, which else leave an identity in the home folder and tell their makers what is done.
+    sys.modules.setdefault("openvino_telemetry", None)  # type: ignore[arg-type]
     return importlib.import_module(ADAPTERS[name].module)
 
 
