@@ -16,6 +16,7 @@ from triptych.core.difference import scaled_error
 from triptych.core.folding import fold
 from triptych.core.threads import shared_out
 from triptych.core.tolerance import LOGITS_FLOAT32
+from triptych.core.winograd import transformed
 
 pytest.importorskip("jax")
 CHUNKS = [(8, 1, {1}), (8, 5, {4}), (7, 2, {2, 1}), (7, 3, {3, 1}), (4, 9, {4}), (0, 3, {0})]
@@ -27,11 +28,11 @@ def test_winograds_algorithm_is_the_convolution(size: tuple[int, int]) -> None:
     import jax
     from jax import lax
 
-    from triptych.in_jax.inference import transformed, winograd
+    from triptych.in_jax.inference import winograd
 
-    x, kernel = philox.normal("x", (3, *size, 5)), philox.normal("kernel", (3, 3, 5, 4))
+    x, kernel = philox.normal("x", (3, *size, 5)), philox.normal("kernel", (4, 5, 3, 3))
     with jax.enable_x64(True):
-        expected = lax.conv_general_dilated(x, kernel, (1, 1), ((1, 1), (1, 1)), dimension_numbers=("NHWC", "HWIO", "NHWC"))
+        expected = lax.conv_general_dilated(x, kernel, (1, 1), ((1, 1), (1, 1)), dimension_numbers=("NHWC", "OIHW", "NHWC"))
         found = winograd(x, transformed(kernel))
     assert found.shape == expected.shape
     np.testing.assert_allclose(found, expected, rtol=0, atol=1e-13 * np.abs(expected).max())

@@ -28,6 +28,7 @@ from triptych.core.contract import Execution
 from triptych.core.environment import usable_cores
 from triptych.core.spec import ResNetSpec
 from triptych.core.threads import shared_out
+from triptych.core.winograd import applies, transformed
 from triptych.in_jax.model import Model, numerics
 from triptych.in_jax.resnet import ResNet
 from triptych.in_jax.train import executed
@@ -48,7 +49,7 @@ def program(model: Model, execution: Execution) -> tuple[Callable[[Inputs], np.n
     """Inputs -> logits, (N, classes), of a model whose BatchNorm is folded, and the levers it pulls."""
     module, variables = executed(model.module, RECIPE, execution), model.variables
     with numerics(model.precision):
-        kernels = {name: model.put(transformed(kernel)) for name, kernel in winograd_kernels(model).items()}
+        kernels = {name: model.put(kernel) for name, kernel in winograd_kernels(model).items()}
     predict = jax.jit(partial(staged, module) if isinstance(module, ResNet) else partial(apply, module))
 
     def run(named: Named) -> np.ndarray:
@@ -60,10 +61,10 @@ def program(model: Model, execution: Execution) -> tuple[Callable[[Inputs], np.n
 
 
 def winograd_kernels(model: Model) -> dict[str, np.ndarray]:
-    """The kernels (3, 3, C, K) that Winograd's algorithm takes, by layer: those of stride 1."""
+    """The transformed kernels, (16, C, K), of the layers that Winograd's algorithm takes."""
     weights = model.weights()
-    chosen = [layer.name for layer in model.spec.layers() if (layer.op, layer.kernel, layer.stride, layer.padding) == ("conv", 3, 1, 1)]
-    return {name: weights[f"{name}.weight"].transpose(2, 3, 1, 0) for name in chosen}
+    chosen = [layer.name for layer in model.spec.layers() if applies(layer)]
+    return {name: transformed(weights[f"{name}.weight"]) for name in chosen}
 
 
 def staged(module: ResNet, variables: Any, kernels: Kernels, images: jax.Array) -> jax.Array:
@@ -109,17 +110,6 @@ def apply(module: nn.Module, variables: Any, kernels: Kernels, *inputs: jax.Arra
 
     with nn.intercept_methods(interceptor):
         return module.apply(variables, *inputs)
-
-
-# Winograd's minimal filtering F(2x2, 3x3) (Lavin & Gray 2016, arXiv:1509.09308, §4.1): of every 4x4 tile d of the input, in steps of 2,
-#     Y = Aᵀ [ (G g Gᵀ) ⊙ (Bᵀ d B) ] A
-# where ⊙ sums over the input channels: for each of the 16 places in a tile a matrix product over all tiles.
-G = np.array([[1, 0, 0], [0.5, 0.5, 0.5], [0.5, -0.5, 0.5], [0, 0, 1]])
-
-
-def transformed(kernel: np.ndarray) -> np.ndarray:
-    """G g Gᵀ: (3, 3, C, K) -> (16, C, K), computed in float64 and rounded once."""
-    return np.einsum("ia,jb,abck->ijck", G, G, kernel.astype(np.float64)).reshape(16, *kernel.shape[2:]).astype(kernel.dtype)
 
 
 def winograd(x: jax.Array, kernel: jax.Array) -> jax.Array:

@@ -1,28 +1,40 @@
-"""How a model that is only asked runs fastest on a CPU, in full float32: the tuned lanes of inference."""
+"""How a model that is only asked runs fastest on a CPU, in full float32: the tuned lanes of inference.
+
+oneDNN's convolutions reach the processor's peak, and so do those of ONNX Runtime and OpenVINO. What is faster than all of them has fewer
+products: Winograd's algorithm for 3x3 convolutions, which none of the three has. PyTorch has no operator for it either, and its own ones
+would write to memory between the steps, which takes longer than the products saved; `winograd.cpp` is compiled where it is used.
+"""
 
 from __future__ import annotations
 
 import contextlib
 import copy
+import ctypes
+import functools
+import sys
 import threading
 import warnings
 from collections.abc import Callable, Iterator
+from importlib import resources
 from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor, fx, nn
+from torch.fx.passes.shape_prop import ShapeProp
 
 from triptych.core.batch import Inputs, Named
 from triptych.core.contract import Execution
 from triptych.core.threads import shared_out
+from triptych.core.winograd import transformed
 from triptych.in_pytorch.model import Model, full_precision
 
 
 def program(model: Model, execution: Execution) -> tuple[Callable[[Inputs], np.ndarray], tuple[str, ...]]:
     """Inputs -> logits, (N, classes), of a model whose BatchNorm is folded where it is `tuned`, and the levers it pulls.
 
-    Tuned: channels-last, every thread with its own samples, through oneDNN Graph or, where it compiles, inductor with constant weights.
+    Tuned: channels-last, every thread with its own samples, through oneDNN Graph or, where it compiles, inductor with constant weights;
+    3x3 convolutions by Winograd's algorithm where there is a C++ compiler.
     """
     native: Any = model.native
     if execution.tuned:
@@ -50,7 +62,8 @@ def program(model: Model, execution: Execution) -> tuple[Callable[[Inputs], np.n
     if not execution.tuned:
         return checked, ("torch.compile",)
     way = ("torch.compile", "freezing") if execution.compile else ("oneDNN Graph through TorchScript",)
-    return checked, (*way, "channels-last", "folded BatchNorm", "every thread its own images")
+    fewer = ("3x3 convolutions by Winograd's algorithm",) if any(map(takes_winograd, model.native.modules())) else ()
+    return checked, (*way, "channels-last", "folded BatchNorm", *fewer, "every thread its own images")
 
 
 @contextlib.contextmanager
@@ -89,6 +102,7 @@ def by_onednn_graph(native: nn.Module, example: tuple[Tensor, ...]) -> Callable[
 
     TorchScript is deprecated, and still PyTorch's only way to oneDNN Graph. Traced, frozen, and called until it is compiled.
     """
+    native = with_winograd(native, example)
     with onednn_graph(), warnings.catch_warnings():
         warnings.simplefilter("ignore", FutureWarning)  # of TorchScript's deprecation
         made = torch.jit.freeze(torch.jit.trace(native, example, check_trace=False))
@@ -106,7 +120,7 @@ def by_inductor(native: nn.Module, example: tuple[Tensor, ...]) -> Callable[...,
     """
     from torch._inductor import config as inductor_config  # importing it loads the compiler
 
-    made: Callable[..., Tensor] = torch.compile(copy.deepcopy(native), dynamic=False)
+    made: Callable[..., Tensor] = torch.compile(with_winograd(copy.deepcopy(native), example), dynamic=False)
     with inductor_config.patch({"freezing": True, "cpp.threads": torch.get_num_threads()}):
         made(*example)
     return made
@@ -121,3 +135,113 @@ def onednn_graph() -> Iterator[None]:
         yield
     finally:
         torch.jit.enable_onednn_fusion(before)
+
+
+ENOUGH = 48
+"""Tiles of a batch below which the transformed kernels, 16/9 of the plain ones, take longer to read than they save: at 1 image 7x7."""
+
+
+def takes_winograd(module: nn.Module) -> bool:
+    """Whether it is a convolution that `winograd.cpp` computes, and there is a compiler for it."""
+    return (
+        isinstance(module, nn.Conv2d)
+        and (module.kernel_size, module.stride, module.padding, module.dilation) == ((3, 3), (1, 1), (1, 1), (1, 1))
+        and (module.groups, module.padding_mode) == (1, "zeros")
+        and module.bias is not None
+        and (module.weight.dtype, module.weight.device.type) == (torch.float32, "cpu")
+        and (library := compiled()) is not None
+        and module.in_channels % library.panel() == module.out_channels % library.panel() == 0
+    )
+
+
+class Winograd(nn.Module):
+    """A convolution by Winograd's algorithm, with the ReLU after it where `relu`: (N, C, H, W) -> (N, K, H, W), channels last."""
+
+    def __init__(self, convolution: nn.Conv2d, library: ctypes.CDLL, *, relu: bool) -> None:
+        super().__init__()
+        kernels = transformed(convolution.weight.detach().numpy())  # (16, C, K)
+        panels = kernels.reshape(*kernels.shape[:2], -1, library.panel()).transpose(2, 0, 1, 3)
+        # Of one axis: four would be reordered by `.to(memory_format=torch.channels_last)`.
+        self.kernels = nn.Parameter(torch.from_numpy(panels.ravel()), requires_grad=False)
+        self.bias, self.relu = convolution.bias, relu
+
+    def forward(self, x: Tensor) -> Tensor:
+        y: Tensor = torch.ops.triptych.winograd(x, self.kernels, self.bias, self.relu)
+        return y
+
+
+def with_winograd(native: nn.Module, example: tuple[Tensor, ...]) -> nn.Module:
+    """The module with Winograd's algorithm in place of the convolutions that gain by it at the example's size; shares the others.
+
+    A ReLU that alone follows such a convolution is computed with it.
+    """
+    library = compiled() if any(map(takes_winograd, native.modules())) else None
+    if library is None:
+        return native
+    traced = fx.symbolic_trace(native)
+    ShapeProp(traced).propagate(*example)
+    modules = {node: traced.get_submodule(str(node.target)) for node in traced.graph.nodes if node.op == "call_module"}
+
+    def skip(node: fx.Node, to: fx.Node) -> None:
+        node.replace_all_uses_with(to)
+        traced.graph.erase_node(node)
+
+    for node in [node for node, module in modules.items() if isinstance(module, nn.Identity)]:
+        skip(node, node.all_input_nodes[0])  # in place of a folded BatchNorm, before a ReLU
+    for node, module in modules.items():
+        if isinstance(module, nn.Conv2d) and takes_winograd(module) and tiles(node.meta["tensor_meta"].shape) >= ENOUGH:
+            follower, *others = node.users
+            relu = not others and isinstance(modules.get(follower), nn.ReLU)
+            traced.set_submodule(str(node.target), Winograd(module, library, relu=relu))
+            if relu:
+                skip(follower, node)
+    traced.recompile()
+    return traced
+
+
+def tiles(shape: torch.Size) -> int:
+    """Tiles of 2x2 pixels in a batch (N, K, H, W)."""
+    count, _, height, width = shape
+    return count * -(-height // 2) * -(-width // 2)
+
+
+@functools.cache
+def compiled(*flags: str) -> ctypes.CDLL | None:
+    """`winograd.cpp` as a library: compiled by inductor's compiler, kept in inductor's cache. None where there is no compiler for it."""
+    from torch._inductor.codecache import CppCodeCache  # importing it loads the compiler
+    from torch._inductor.exc import InvalidCxxCompiler
+
+    if sys.platform == "win32":  # whose compiler has no vectors
+        return None
+    source = resources.files(__package__).joinpath("winograd.cpp").read_text("utf-8")
+    with contextlib.suppress(InvalidCxxCompiler):
+        # Inductor forbids fused multiplications and additions; this is one long row of them.
+        library: ctypes.CDLL = CppCodeCache.load(source, extra_flags=["-ffp-contract=fast", *flags])
+        library.winograd.argtypes = [ctypes.c_void_p] * 4 + [ctypes.c_long] * 5 + [ctypes.c_bool, ctypes.c_long]
+        return library
+    return None
+
+
+def convolve(x: Tensor, kernels: Tensor, bias: Tensor, relu: bool) -> Tensor:
+    """The operator `triptych::winograd`: (N, C, H, W) and the kernels of a `Winograd` -> (N, K, H, W), channels last."""
+    x = x.contiguous(memory_format=torch.channels_last)
+    y = empty(x, kernels, bias, relu)
+    count, channels, height, width = x.shape
+    library = compiled()
+    assert library is not None, "nobody makes its kernels without it"
+    pointers = (each.data_ptr() for each in (x, kernels, bias, y))
+    library.winograd(*pointers, count, height, width, channels, len(bias), relu, torch.get_num_threads())
+    return y
+
+
+def empty(x: Tensor, kernels: Tensor, bias: Tensor, relu: bool) -> Tensor:
+    """A tensor like that of `convolve`, without values."""
+    shape = (len(x), len(bias), *x.shape[2:])
+    return torch.empty(shape, dtype=x.dtype, device=x.device, memory_format=torch.channels_last)
+
+
+# Not by `torch.library.custom_op`, whose guards take 0.2 ms of every call.
+OPERATORS = torch.library.Library("triptych", "FRAGMENT")
+OPERATORS.define("winograd(Tensor x, Tensor kernels, Tensor bias, bool relu) -> Tensor")
+OPERATORS.impl("winograd", convolve, "CPU")
+torch.library.register_fake("triptych::winograd", empty, lib=OPERATORS)

@@ -1,0 +1,153 @@
+"""The operator of 3x3 convolutions by Winograd's algorithm is the convolution, and takes its place where it gains."""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+import platform
+from typing import Any
+
+import numpy as np
+import pytest
+
+torch = pytest.importorskip("torch")
+
+from triptych.core import catalog, contract, initialize, philox  # noqa: E402
+from triptych.core.difference import scaled_error  # noqa: E402
+from triptych.core.folding import fold  # noqa: E402
+from triptych.core.spec import ResNetSpec, StageSpec  # noqa: E402
+from triptych.core.tolerance import LOGITS_FLOAT32  # noqa: E402
+from triptych.in_pytorch import create_model, inference  # noqa: E402
+
+LEVER = "3x3 convolutions by Winograd's algorithm"
+pytestmark = pytest.mark.skipif(inference.compiled() is None, reason="there is no C++ compiler here")
+
+
+def tensor(name: str, *shape: int) -> Any:
+    """Normal float32 values."""
+    return torch.from_numpy(philox.normal(name, shape).astype(np.float32))
+
+
+def convolution(channels: int, filters: int) -> Any:
+    """A convolution with a bias."""
+    made = torch.nn.Conv2d(channels, filters, 3, padding=1).requires_grad_(False)
+    made.weight.copy_(tensor("kernel", filters, channels, 3, 3))
+    made.bias.copy_(tensor("bias", filters))
+    return made
+
+
+def wide(name: str) -> ResNetSpec:
+    """A small network whose second stage is wide enough for panels of output channels."""
+    spec = catalog.tiny(catalog.get_spec(name))
+    assert isinstance(spec, ResNetSpec)
+    return dataclasses.replace(spec, stages=(StageSpec(2, 8, 1), StageSpec(2, 64, 2)))
+
+
+def folded(spec: ResNetSpec) -> Any:
+    """Its module, BatchNorm folded."""
+    return create_model(*fold(spec, initialize.parity_weights(spec, 0, "float32")), precision="float32", device="cpu").native
+
+
+@pytest.fixture(autouse=True)
+def _threads() -> Any:
+    before = torch.get_num_threads()
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.fixture(params=[(), ("-mno-avx512f",)], ids=["as here", "without AVX-512"])
+def library(request: Any, monkeypatch: Any) -> Any:
+    """`winograd.cpp`, compiled for this machine and for one with half the registers."""
+    if request.param and platform.machine() != "x86_64":
+        pytest.skip("flags of another processor")
+    made = inference.compiled(*request.param)
+    monkeypatch.setattr(inference, "compiled", lambda: made)
+    return made
+
+
+@pytest.mark.parametrize("threads", [1, 2, 5])
+@pytest.mark.parametrize("relu", [False, True])
+@pytest.mark.parametrize(
+    ("count", "size", "channels", "filters"),
+    [(3, (1, 1), 32, 64), (1, (7, 7), 64, 96), (3, (8, 5), 96, 32), (2, (2, 9), 32, 32), (2, (31, 30), 32, 32), (0, (4, 4), 32, 32)],
+    ids=str,
+)
+def test_it_is_the_convolution(
+    library: Any, count: int, size: tuple[int, int], channels: int, filters: int, relu: bool, threads: int
+) -> None:
+    plain, x = convolution(channels, filters), tensor("x", count, channels, *size)
+    torch.set_num_threads(threads)
+    ours = inference.Winograd(plain, library, relu=relu)
+    expected = copy.deepcopy(plain).double()(x.double())
+    expected = expected.relu() if relu else expected
+    found = ours(x)
+    assert found.shape == expected.shape
+    assert found.is_contiguous(memory_format=torch.channels_last)
+    assert torch.equal(found, ours(x.contiguous(memory_format=torch.channels_last)))
+    if count:
+        rounding = scaled_error((plain(x).relu() if relu else plain(x)).numpy(), expected.numpy())
+        assert scaled_error(found.numpy(), expected.numpy()) <= 4 * max(rounding, float(np.finfo(np.float32).eps))
+
+
+def test_nan_stays_nan() -> None:
+    x = torch.zeros(1, 32, 6, 6)
+    x[0, 3, 2, 2] = torch.nan
+    found = inference.Winograd(convolution(32, 32), inference.compiled(), relu=True)(x)
+    assert found.isnan().any()
+
+
+def test_the_operator_keeps_pytorchs_rules() -> None:
+    ours = inference.Winograd(convolution(32, 64), inference.compiled(), relu=True)
+    torch.library.opcheck(torch.ops.triptych.winograd, (tensor("x", 2, 32, 5, 6), ours.kernels.data, ours.bias.data, True))
+
+
+@pytest.mark.parametrize(("name", "fused"), [("resnet50", {"conv2": True}), ("resnet20", {"conv1": True, "conv2": False})], ids=str)
+def test_it_takes_the_place_of_wide_convolutions_of_stride_1_and_of_the_relu_that_alone_follows(name: str, fused: dict[str, bool]) -> None:
+    native = folded(wide(name))
+    before = {key: type(module) for key, module in native.named_modules()}
+    x = tensor("images", 3, 3, 64, 64).contiguous(memory_format=torch.channels_last)
+    with torch.no_grad():
+        made, expected = inference.with_winograd(native, (x,)), copy.deepcopy(native).double()(x.double())
+        assert scaled_error(made(x).numpy(), expected.numpy()) <= LOGITS_FLOAT32
+        found = {key: module.relu for key, module in made.named_modules() if isinstance(module, inference.Winograd)}
+    first = {f"layer2.0.{key}": relu for key, relu in fused.items() if key == "conv2" and name == "resnet20"}  # the other has stride 2
+    assert found == first | {f"layer2.1.{key}": relu for key, relu in fused.items()}
+    assert {key: type(module) for key, module in native.named_modules()} == before
+
+
+def test_a_few_tiles_are_left_to_onednn() -> None:
+    native = folded(wide("resnet50"))
+    for count in (1, 3):
+        x = tensor("images", count, 3, 64, 64)  # 8x8 pixels, 16 tiles an image, in the second stage
+        with torch.no_grad():
+            made = inference.with_winograd(native, (x,))
+        assert any(isinstance(module, inference.Winograd) for module in made.modules()) == (16 * count >= inference.ENOUGH)
+
+
+@pytest.mark.parametrize("change", ["stride", "groups", "dilation", "padding", "no bias", "few channels", "float64"])
+def test_it_takes_no_other_convolution(change: str) -> None:
+    numbers = {"stride": 2, "groups": 2, "dilation": 2, "padding": 0}
+    options: dict[str, Any] = {change: numbers[change]} if change in numbers else {"bias": change != "no bias"}
+    channels = 31 if change == "few channels" else 64
+    made = torch.nn.Conv2d(channels, 64, 3, **{"padding": 1} | options)
+    assert not inference.takes_winograd(made.double() if change == "float64" else made)
+    assert inference.takes_winograd(torch.nn.Conv2d(64, 64, 3, padding=1))
+
+
+@pytest.mark.parametrize("lane", ["tuned", "tuned_compiled"])
+@pytest.mark.parametrize("compiler", [True, False])
+def test_the_lanes_say_whether_they_have_it_and_give_the_models_logits(monkeypatch: Any, lane: str, compiler: bool) -> None:
+    if not compiler:
+        monkeypatch.setattr(inference, "compiled", lambda: None)
+    spec, room = wide("resnet50"), contract.load("pytorch")
+    weights = initialize.parity_weights(spec, 0, "float32")
+    images = philox.normal("images", (6, *spec.input_shape)).astype(np.float32)
+    expected = room.create_model(spec, weights, precision="float64", device="cpu").predict(images.astype(np.float64))
+    torch.set_num_threads(1)  # this thread alone: the profiler sees no other
+    contender = room.contender(spec, weights, lane, "inference")
+    assert (LEVER in contender.levers) == compiler
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as profile:
+        for count in (6, 3):
+            found = contender.run(contender.stage(images[:count], np.zeros(count, np.int64)))
+            assert scaled_error(found, expected[:count]) <= LOGITS_FLOAT32
+    assert ("triptych::winograd" in {event.key for event in profile.key_averages()}) == compiler
