@@ -20,7 +20,7 @@ from triptych.core.tolerance import LOGITS_FLOAT32  # noqa: E402
 from triptych.in_pytorch import create_model, inference  # noqa: E402
 
 LEVER = "3x3 convolutions by Winograd's algorithm"
-pytestmark = pytest.mark.skipif(inference.compiled() is None, reason="there is no C++ compiler here")
+pytestmark = pytest.mark.skipif(not inference.has_compiler(), reason="there is no C++ compiler here")
 
 
 def tensor(name: str, *shape: int) -> Any:
@@ -62,6 +62,9 @@ def library(request: Any, monkeypatch: Any) -> Any:
         pytest.skip("flags of another processor")
     made = inference.compiled(*request.param)
     monkeypatch.setattr(inference, "compiled", lambda: made)
+    if request.param:
+        assert made.panel() == 16
+    assert inference.PANEL % made.panel() == 0
     return made
 
 
@@ -105,7 +108,7 @@ def test_the_operator_keeps_pytorchs_rules() -> None:
 def test_it_takes_the_place_of_wide_convolutions_of_stride_1_and_of_the_relu_that_alone_follows(name: str, fused: dict[str, bool]) -> None:
     native = folded(wide(name))
     before = {key: type(module) for key, module in native.named_modules()}
-    x = tensor("images", 3, 3, 64, 64).contiguous(memory_format=torch.channels_last)
+    x = tensor("images", 4, 3, 64, 64).contiguous(memory_format=torch.channels_last)
     with torch.no_grad():
         made, expected = inference.with_winograd(native, (x,)), copy.deepcopy(native).double()(x.double())
         assert scaled_error(made(x).numpy(), expected.numpy()) <= LOGITS_FLOAT32
@@ -115,20 +118,20 @@ def test_it_takes_the_place_of_wide_convolutions_of_stride_1_and_of_the_relu_tha
     assert {key: type(module) for key, module in native.named_modules()} == before
 
 
-def test_a_few_tiles_are_left_to_onednn() -> None:
-    native = folded(wide("resnet50"))
-    for count in (1, 3):
-        x = tensor("images", count, 3, 64, 64)  # 8x8 pixels, 16 tiles an image, in the second stage
-        with torch.no_grad():
-            made = inference.with_winograd(native, (x,))
-        assert any(isinstance(module, inference.Winograd) for module in made.modules()) == (16 * count >= inference.ENOUGH)
+@pytest.mark.parametrize(
+    ("shape", "channels", "gains"),
+    [((3, 64, 8, 8), 96, True), ((1, 512, 7, 7), 512, False), ((4, 512, 7, 7), 512, True), ((1, 32, 16, 16), 32, False)],
+    ids=["enough", "few tiles", "more of them", "little work"],
+)
+def test_what_would_not_gain_is_left_to_onednn(shape: tuple[int, ...], channels: int, gains: bool) -> None:
+    assert inference.gains(torch.nn.Conv2d(channels, shape[1], 3, padding=1), torch.Size(shape)) == gains
 
 
 @pytest.mark.parametrize("change", ["stride", "groups", "dilation", "padding", "no bias", "few channels", "float64"])
 def test_it_takes_no_other_convolution(change: str) -> None:
     numbers = {"stride": 2, "groups": 2, "dilation": 2, "padding": 0}
     options: dict[str, Any] = {change: numbers[change]} if change in numbers else {"bias": change != "no bias"}
-    channels = 31 if change == "few channels" else 64
+    channels = 48 if change == "few channels" else 64
     made = torch.nn.Conv2d(channels, 64, 3, **{"padding": 1} | options)
     assert not inference.takes_winograd(made.double() if change == "float64" else made)
     assert inference.takes_winograd(torch.nn.Conv2d(64, 64, 3, padding=1))
@@ -138,16 +141,16 @@ def test_it_takes_no_other_convolution(change: str) -> None:
 @pytest.mark.parametrize("compiler", [True, False])
 def test_the_lanes_say_whether_they_have_it_and_give_the_models_logits(monkeypatch: Any, lane: str, compiler: bool) -> None:
     if not compiler:
-        monkeypatch.setattr(inference, "compiled", lambda: None)
+        monkeypatch.setattr(inference, "has_compiler", lambda: False)
     spec, room = wide("resnet50"), contract.load("pytorch")
     weights = initialize.parity_weights(spec, 0, "float32")
-    images = philox.normal("images", (6, *spec.input_shape)).astype(np.float32)
+    images = philox.normal("images", (8, *spec.input_shape)).astype(np.float32)
     expected = room.create_model(spec, weights, precision="float64", device="cpu").predict(images.astype(np.float64))
     torch.set_num_threads(1)  # this thread alone: the profiler sees no other
     contender = room.contender(spec, weights, lane, "inference")
     assert (LEVER in contender.levers) == compiler
     with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as profile:
-        for count in (6, 3):
+        for count in (8, 4):
             found = contender.run(contender.stage(images[:count], np.zeros(count, np.int64)))
             assert scaled_error(found, expected[:count]) <= LOGITS_FLOAT32
     assert ("triptych::winograd" in {event.key for event in profile.key_averages()}) == compiler

@@ -139,6 +139,11 @@ def onednn_graph() -> Iterator[None]:
 
 ENOUGH = 48
 """Tiles of a batch below which the transformed kernels, 16/9 of the plain ones, take longer to read than they save: at 1 image 7x7."""
+WORTHWHILE = 1 << 18
+"""Tiles times channels of both sides below which the 20 products saved of each take no longer than a call of the operator: some 30 µs."""
+
+PANEL = 32
+"""Channels come in multiples of it. The panels of `winograd.cpp` are as many, or half of it where vectors are shorter."""
 
 
 def takes_winograd(module: nn.Module) -> bool:
@@ -149,8 +154,8 @@ def takes_winograd(module: nn.Module) -> bool:
         and (module.groups, module.padding_mode) == (1, "zeros")
         and module.bias is not None
         and (module.weight.dtype, module.weight.device.type) == (torch.float32, "cpu")
-        and (library := compiled()) is not None
-        and module.in_channels % library.panel() == module.out_channels % library.panel() == 0
+        and module.in_channels % PANEL == module.out_channels % PANEL == 0
+        and has_compiler()
     )
 
 
@@ -175,9 +180,9 @@ def with_winograd(native: nn.Module, example: tuple[Tensor, ...]) -> nn.Module:
 
     A ReLU that alone follows such a convolution is computed with it.
     """
-    library = compiled() if any(map(takes_winograd, native.modules())) else None
-    if library is None:
+    if not any(map(takes_winograd, native.modules())):
         return native
+    library = compiled()
     traced = fx.symbolic_trace(native)
     ShapeProp(traced).propagate(*example)
     modules = {node: traced.get_submodule(str(node.target)) for node in traced.graph.nodes if node.op == "call_module"}
@@ -189,7 +194,7 @@ def with_winograd(native: nn.Module, example: tuple[Tensor, ...]) -> nn.Module:
     for node in [node for node, module in modules.items() if isinstance(module, nn.Identity)]:
         skip(node, node.all_input_nodes[0])  # in place of a folded BatchNorm, before a ReLU
     for node, module in modules.items():
-        if isinstance(module, nn.Conv2d) and takes_winograd(module) and tiles(node.meta["tensor_meta"].shape) >= ENOUGH:
+        if isinstance(module, nn.Conv2d) and takes_winograd(module) and gains(module, node.meta["tensor_meta"].shape):
             follower, *others = node.users
             relu = not others and isinstance(modules.get(follower), nn.ReLU)
             traced.set_submodule(str(node.target), Winograd(module, library, relu=relu))
@@ -199,27 +204,35 @@ def with_winograd(native: nn.Module, example: tuple[Tensor, ...]) -> nn.Module:
     return traced
 
 
-def tiles(shape: torch.Size) -> int:
-    """Tiles of 2x2 pixels in a batch (N, K, H, W)."""
+def gains(convolution: nn.Conv2d, shape: torch.Size) -> bool:
+    """Whether Winograd's algorithm is faster for an output (N, K, H, W)."""
     count, _, height, width = shape
-    return count * -(-height // 2) * -(-width // 2)
+    tiles = count * -(-height // 2) * -(-width // 2)
+    return tiles >= ENOUGH and tiles * convolution.in_channels * convolution.out_channels >= WORTHWHILE
 
 
 @functools.cache
-def compiled(*flags: str) -> ctypes.CDLL | None:
-    """`winograd.cpp` as a library: compiled by inductor's compiler, kept in inductor's cache. None where there is no compiler for it."""
-    from torch._inductor.codecache import CppCodeCache  # importing it loads the compiler
+def has_compiler() -> bool:
+    """Whether the compiler that inductor would take is here. Microsoft's is no help: it has no vectors."""
+    from torch._inductor.cpp_builder import get_cpp_compiler  # importing it loads inductor
     from torch._inductor.exc import InvalidCxxCompiler
 
-    if sys.platform == "win32":  # whose compiler has no vectors
-        return None
-    source = resources.files(__package__).joinpath("winograd.cpp").read_text("utf-8")
     with contextlib.suppress(InvalidCxxCompiler):
-        # Inductor forbids fused multiplications and additions; this is one long row of them.
-        library: ctypes.CDLL = CppCodeCache.load(source, extra_flags=["-ffp-contract=fast", *flags])
-        library.winograd.argtypes = [ctypes.c_void_p] * 4 + [ctypes.c_long] * 5 + [ctypes.c_bool, ctypes.c_long]
-        return library
-    return None
+        return bool(get_cpp_compiler()) and sys.platform != "win32"
+    return False
+
+
+@functools.cache
+def compiled(*flags: str) -> ctypes.CDLL:
+    """`winograd.cpp` as a library: compiled by inductor's compiler, kept in inductor's cache."""
+    from torch._inductor.codecache import CppCodeCache
+
+    source = resources.files(__package__).joinpath("winograd.cpp").read_text("utf-8")
+    # Inductor forbids fused multiplications and additions: this is one long row of them. And it would first try one after the other which
+    # of the processor's vectors its own programs may use, for 16 s: `-march=native` is enough here.
+    library: ctypes.CDLL = CppCodeCache.load(source, needs_vec_isa=False, extra_flags=["-ffp-contract=fast", *flags])
+    library.winograd.argtypes = [ctypes.c_void_p] * 4 + [ctypes.c_long] * 5 + [ctypes.c_bool, ctypes.c_long]
+    return library
 
 
 def convolve(x: Tensor, kernels: Tensor, bias: Tensor, relu: bool) -> Tensor:
@@ -227,10 +240,8 @@ def convolve(x: Tensor, kernels: Tensor, bias: Tensor, relu: bool) -> Tensor:
     x = x.contiguous(memory_format=torch.channels_last)
     y = empty(x, kernels, bias, relu)
     count, channels, height, width = x.shape
-    library = compiled()
-    assert library is not None, "nobody makes its kernels without it"
     pointers = (each.data_ptr() for each in (x, kernels, bias, y))
-    library.winograd(*pointers, count, height, width, channels, len(bias), relu, torch.get_num_threads())
+    compiled().winograd(*pointers, count, height, width, channels, len(bias), relu, torch.get_num_threads())
     return y
 
 
