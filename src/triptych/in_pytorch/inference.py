@@ -80,7 +80,8 @@ def one_thread() -> Iterator[None]:
 class Programs:
     """A module in eval mode as one program for each shape and number of threads; `make` makes it of the module and an example.
 
-    Never two are made at once: the switches that decide how are the process's.
+    3x3 convolutions are computed by Winograd's algorithm where that gains at this shape. Never two programs are made at once: the switches
+    that decide how are the process's.
     """
 
     def __init__(self, native: nn.Module, make: Callable[[nn.Module, tuple[Tensor, ...]], Callable[..., Tensor]]) -> None:
@@ -93,7 +94,7 @@ class Programs:
         key = (torch.get_num_threads(), *(x.shape for x in inputs))
         with self.lock:
             if key not in self.made:
-                self.made[key] = self.make(self.native, inputs)
+                self.made[key] = self.make(with_winograd(self.native, inputs), inputs)
         return self.made[key](*inputs)
 
 
@@ -102,7 +103,6 @@ def by_onednn_graph(native: nn.Module, example: tuple[Tensor, ...]) -> Callable[
 
     TorchScript is deprecated, and still PyTorch's only way to oneDNN Graph. Traced, frozen, and called until it is compiled.
     """
-    native = with_winograd(native, example)
     with onednn_graph(), warnings.catch_warnings():
         warnings.simplefilter("ignore", FutureWarning)  # of TorchScript's deprecation
         made = torch.jit.freeze(torch.jit.trace(native, example, check_trace=False))
@@ -120,7 +120,7 @@ def by_inductor(native: nn.Module, example: tuple[Tensor, ...]) -> Callable[...,
     """
     from torch._inductor import config as inductor_config  # importing it loads the compiler
 
-    made: Callable[..., Tensor] = torch.compile(with_winograd(copy.deepcopy(native), example), dynamic=False)
+    made: Callable[..., Tensor] = torch.compile(copy.deepcopy(native), dynamic=False)
     with inductor_config.patch({"freezing": True, "cpp.threads": torch.get_num_threads()}):
         made(*example)
     return made
