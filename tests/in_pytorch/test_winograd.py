@@ -68,7 +68,7 @@ def library(request: Any, monkeypatch: Any) -> Any:
     return made
 
 
-@pytest.mark.parametrize("threads", [1, 2, 5])
+@pytest.mark.parametrize("threads", [1, 2, 7])
 @pytest.mark.parametrize("relu", [False, True])
 @pytest.mark.parametrize(
     ("count", "size", "channels", "filters"),

@@ -3,7 +3,7 @@
 //
 // - 16 products of a few tiles by a panel of output channels stay in the first cache, and are transformed back there.
 // - Transformed kernels are 16/9 of the plain ones and seldom in a cache when their layer's turn comes: they are fetched ahead.
-// - A thread shares nothing that is written. Tiles are shared out or, where the kernels outweigh the image, panels of output channels.
+// - A thread shares nothing that is written. Tiles are shared out; where the kernels outweigh the image, panels of output channels before.
 //
 // Vectors are GCC's and Clang's extension, so any processor will do. Plain C in and out: compiling needs none of PyTorch's headers.
 #include <algorithm>
@@ -151,11 +151,11 @@ extern "C" void winograd(const float* x, const float* kernels, const float* bias
   const Convolution convolution{x, kernels, bias, y, N, H, W, C, K, relu};
   const long tiles = convolution.tiles(), panels = K / PANEL;
   const bool heavy = 16 * K > N * H * W;  // the kernels outweigh the image
+  const long by_panel = heavy ? std::min(panels, threads) : 1, by_tile = threads / by_panel;
 #pragma omp parallel for num_threads(threads) schedule(static, 1)
-  for (long i = 0; i < threads; ++i) {
-    if (heavy)
-      convolution.run(0, tiles, panels * i / threads * PANEL, panels * (i + 1) / threads * PANEL);
-    else
-      convolution.run(tiles * i / threads, tiles * (i + 1) / threads, 0, K);
+  for (long i = 0; i < by_panel * by_tile; ++i) {
+    const long panel = i % by_panel, tile = i / by_panel;
+    convolution.run(tiles * tile / by_tile, tiles * (tile + 1) / by_tile, panels * panel / by_panel * PANEL,
+                    panels * (panel + 1) / by_panel * PANEL);
   }
 }
