@@ -25,6 +25,7 @@ from torch import Tensor, nn
 from triptych.bench.statistics import paired_interval
 from triptych.core import catalog, philox
 from triptych.core.difference import scaled_error
+from triptych.core.errors import UsageError
 from triptych.core.winograd import applies
 from triptych.in_pytorch.inference import Winograd, by_onednn_graph, compiled, takes_winograd
 
@@ -74,7 +75,10 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=60)
     parser.add_argument("--out", type=Path, default=RESULTS / "speed" / "winograd.json")
     given = parser.parse_args()
-    layers = [layer for layer in catalog.get_spec(given.model).layers() if applies(layer)]
+    try:
+        layers = [layer for layer in catalog.get_spec(given.model).layers() if applies(layer)]
+    except UsageError as error:
+        parser.error(str(error))
     shapes = dict.fromkeys((layer.size, layer.in_channels, layer.out_channels) for layer in layers)
     rows = []
     with torch.no_grad():
@@ -86,6 +90,8 @@ def main() -> None:
                         rows.append(row)
                         sys.stdout.write(line(row))
                         sys.stdout.flush()
+    if not rows:
+        parser.error(f"{given.model} has no 3x3 convolution of stride 1 between multiples of 32 channels, or there is no C++ compiler here")
     write_json(given.out, {**head(f"benchmarks/winograd.py {given.model}"), "model": given.model, "rounds": given.rounds, "rows": rows})
 
 
