@@ -75,6 +75,8 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=60)
     parser.add_argument("--out", type=Path, default=RESULTS / "speed" / "winograd.json")
     given = parser.parse_args()
+    if min(given.rounds, *given.batch) < 1:
+        parser.error("--rounds and --batch must be positive integers")
     try:
         layers = [layer for layer in catalog.get_spec(given.model).layers() if applies(layer)]
     except UsageError as error:

@@ -9,15 +9,14 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 
-torch = pytest.importorskip("torch")
-
-from triptych.core import catalog, contract, initialize, philox  # noqa: E402
-from triptych.core.difference import scaled_error  # noqa: E402
-from triptych.core.folding import fold  # noqa: E402
-from triptych.core.spec import ResNetSpec, StageSpec  # noqa: E402
-from triptych.core.tolerance import LOGITS_FLOAT32  # noqa: E402
-from triptych.in_pytorch import create_model, inference  # noqa: E402
+from triptych.core import catalog, contract, initialize, philox
+from triptych.core.difference import scaled_error
+from triptych.core.folding import fold
+from triptych.core.spec import ResNetSpec, StageSpec
+from triptych.core.tolerance import LOGITS_FLOAT32
+from triptych.in_pytorch import create_model, inference
 
 LEVER = "3x3 convolutions by Winograd's algorithm"
 pytestmark = pytest.mark.skipif(not inference.has_compiler(), reason="there is no C++ compiler here")

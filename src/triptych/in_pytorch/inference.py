@@ -1,8 +1,8 @@
 """How a model that is only asked runs fastest on a CPU, in full float32: the tuned lanes of inference.
 
-oneDNN's convolutions reach the processor's peak, and so do those of ONNX Runtime and OpenVINO. What is faster than all of them has fewer
-products: Winograd's algorithm for 3x3 convolutions, which none of the three has. PyTorch has no operator for it either, and its own ones
-would write to memory between the steps, which takes longer than the products saved; `winograd.cpp` is compiled where it is used.
+Direct convolutions take as long in oneDNN as in ONNX Runtime and OpenVINO. What is faster has fewer products: Winograd's algorithm for 3x3
+convolutions. PyTorch's own operator for it, NNPACK's, takes twice as long as oneDNN's direct one, and one made of other operators would
+write to memory between its steps, which takes longer than the products saved; so `winograd.cpp` is compiled where it is used.
 """
 
 from __future__ import annotations
@@ -140,7 +140,7 @@ def onednn_graph() -> Iterator[None]:
 ENOUGH = 48
 """Tiles of a batch below which the transformed kernels, 16/9 of the plain ones, take longer to read than they save: at 1 image 7x7."""
 WORTHWHILE = 1 << 18
-"""Tiles times channels of both sides below which the 20 products saved of each take no longer than a call of the operator: some 30 µs."""
+"""Tiles times channels of both sides below which the 20 products saved of each take no longer than a call of the operator, some 20 µs."""
 
 PANEL = 32
 """Channels come in multiples of it. The panels of `winograd.cpp` are as many, or half of it where vectors are shorter."""

@@ -1,5 +1,5 @@
 // A 3x3 convolution of stride 1 and padding 1 by Winograd's F(2x2, 3x3), with its bias and, where wanted, its ReLU: `core/winograd.py` has
-// the algorithm. oneDNN's convolution reaches the processor's peak, so only one with fewer products is faster. Three things make it so:
+// the algorithm. Fewer products alone make no faster convolution than oneDNN's direct one; three things do:
 //
 // - 16 products of a few tiles by a panel of output channels stay in the first cache, and are transformed back there.
 // - Transformed kernels are 16/9 of the plain ones and seldom in a cache when their layer's turn comes: they are fetched ahead.
