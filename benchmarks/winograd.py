@@ -27,7 +27,7 @@ from triptych.core import catalog, philox
 from triptych.core.difference import scaled_error
 from triptych.core.errors import UsageError
 from triptych.core.winograd import applies
-from triptych.in_pytorch.inference import Winograd, by_onednn_graph, compiled, takes_winograd
+from triptych.in_pytorch.inference import Winograd, by_onednn_graph, library, takes_winograd
 
 
 def tensor(name: str, *shape: int) -> Tensor:
@@ -44,7 +44,7 @@ def measure(size: int, channels: int, filters: int, batch: int, threads: int, ro
     plain.weight.copy_(tensor("kernel", filters, channels, 3, 3) / (9 * channels) ** 0.5)
     plain.bias.copy_(tensor("bias", filters, 1, 1, 1).flatten())
     x = tensor("x", batch, channels, size, size).relu()
-    ours = Winograd(plain, compiled(), relu=True)
+    ours = Winograd(plain, library(), relu=True)
     direct = by_onednn_graph(nn.Sequential(plain, nn.ReLU()).eval(), (x,))
     exact = nn.functional.conv2d(x.double(), plain.weight.double(), plain.bias.double(), padding=1).relu().numpy()
     ways: dict[str, Callable[[Tensor], Tensor]] = {"direct": direct, "winograd": ours}

@@ -54,77 +54,115 @@ def _threads() -> Any:
     torch.set_num_threads(before)
 
 
-@pytest.fixture(params=[(), ("-mno-avx512f",)], ids=["as here", "without AVX-512"])
-def library(request: Any, monkeypatch: Any) -> Any:
+@pytest.fixture(params=[(), ("triptych_without_avx512", "-mno-avx512f")], ids=["as here", "without AVX-512"])
+def library(request: Any) -> Any:
     """`winograd.cpp`, compiled for this machine and for one with half the registers."""
     if request.param and platform.machine() != "x86_64":
         pytest.skip("flags of another processor")
-    made = inference.compiled(*request.param)
-    monkeypatch.setattr(inference, "compiled", lambda: made)
+    made = inference.library(*request.param)
     if request.param:
-        assert made.panel() == 16
-    assert inference.PANEL % made.panel() == 0
+        assert made.panel == 16
+    assert inference.PANEL % made.panel == 0
     return made
 
 
 @pytest.mark.parametrize("threads", [1, 2, 7])
 @pytest.mark.parametrize("relu", [False, True])
+@pytest.mark.parametrize("added", [False, True])
 @pytest.mark.parametrize(
     ("count", "size", "channels", "filters"),
     [(3, (1, 1), 32, 64), (1, (7, 7), 64, 96), (3, (8, 5), 96, 32), (2, (2, 9), 32, 32), (2, (31, 30), 32, 32), (0, (4, 4), 32, 32)],
     ids=str,
 )
 def test_it_is_the_convolution(
-    library: Any, count: int, size: tuple[int, int], channels: int, filters: int, relu: bool, threads: int
+    library: Any, count: int, size: tuple[int, int], channels: int, filters: int, added: bool, relu: bool, threads: int
 ) -> None:
-    plain, x = convolution(channels, filters), tensor("x", count, channels, *size)
+    plain, x, shortcut = convolution(channels, filters), tensor("x", count, channels, *size), tensor("shortcut", count, filters, *size)
     torch.set_num_threads(threads)
     ours = inference.Winograd(plain, library, relu=relu)
-    expected = copy.deepcopy(plain).double()(x.double())
-    expected = expected.relu() if relu else expected
-    found = ours(x)
+
+    def finished(y: Any) -> Any:
+        y = y + shortcut.to(y.dtype) if added else y
+        return y.relu() if relu else y
+
+    given = (x, shortcut) if added else (x,)
+    expected = finished(copy.deepcopy(plain).double()(x.double()))
+    found = ours(*given)
     assert found.shape == expected.shape
     assert found.is_contiguous(memory_format=torch.channels_last)
-    assert torch.equal(found, ours(x.contiguous(memory_format=torch.channels_last)))
+    assert torch.equal(found, ours(*(each.contiguous(memory_format=torch.channels_last) for each in given)))
     if count:
-        rounding = scaled_error((plain(x).relu() if relu else plain(x)).numpy(), expected.numpy())
+        rounding = scaled_error(finished(plain(x)).numpy(), expected.numpy())
         assert scaled_error(found.numpy(), expected.numpy()) <= 4 * max(rounding, float(np.finfo(np.float32).eps))
 
 
 def test_nan_stays_nan() -> None:
     x = torch.zeros(1, 32, 6, 6)
     x[0, 3, 2, 2] = torch.nan
-    found = inference.Winograd(convolution(32, 32), inference.compiled(), relu=True)(x)
+    found = inference.Winograd(convolution(32, 32), inference.library(), relu=True)(x)
     assert found.isnan().any()
 
 
 def test_the_operator_keeps_pytorchs_rules() -> None:
-    ours = inference.Winograd(convolution(32, 64), inference.compiled(), relu=True)
-    given = (tensor("x", 2, 32, 5, 6), ours.kernels.data, ours.bias.data, True)
-    assert set(torch.library.opcheck(torch.ops.triptych.winograd, given).values()) == {"SUCCESS"}
+    ours = inference.Winograd(convolution(32, 64), inference.library(), relu=True)
+    for shortcut in (None, tensor("shortcut", 2, 64, 5, 6)):
+        given = (tensor("x", 2, 32, 5, 6), ours.kernels.data, ours.bias.data, shortcut, True)
+        assert set(torch.library.opcheck(torch.ops.triptych.winograd, given).values()) == {"SUCCESS"}
 
 
-@pytest.mark.parametrize(("name", "fused"), [("resnet50", {"conv2": True}), ("resnet20", {"conv1": True, "conv2": False})], ids=str)
-def test_it_takes_the_place_of_wide_convolutions_of_stride_1_and_of_the_relu_that_alone_follows(name: str, fused: dict[str, bool]) -> None:
+@pytest.mark.parametrize(("name", "convolutions"), [("resnet50", ["conv2"]), ("resnet20", ["conv1", "conv2"])])
+def test_it_takes_the_place_of_wide_convolutions_of_stride_1_and_of_what_alone_follows(name: str, convolutions: list[str]) -> None:
     native = folded(wide(name))
     before = {key: type(module) for key, module in native.named_modules()}
     x = tensor("images", 4, 3, 64, 64).contiguous(memory_format=torch.channels_last)
     with torch.no_grad():
         made, expected = inference.with_winograd(native, (x,)), copy.deepcopy(native).double()(x.double())
         assert scaled_error(made(x).numpy(), expected.numpy()) <= LOGITS_FLOAT32
-        found = {key: module.relu for key, module in made.named_modules() if isinstance(module, inference.Winograd)}
-    first = {f"layer2.0.{key}": relu for key, relu in fused.items() if key == "conv2" and name == "resnet20"}  # the other has stride 2
-    assert found == first | {f"layer2.1.{key}": relu for key, relu in fused.items()}
+    found = {
+        node.target: len(node.args) for node in made.graph.nodes if isinstance(getattr(made, str(node.target), None), inference.Winograd)
+    }
+    first = ["layer2_0_conv2"] if name == "resnet20" else []  # the others of this block have stride 2
+    # In a basic block the second convolution takes the shortcut, too.
+    assert found == {
+        key: 1 + (name == "resnet20" and key.endswith("conv2")) for key in [*first, *(f"layer2_1_{each}" for each in convolutions)]
+    }
+    assert all(getattr(made, key).relu for key in found)
     assert {key: type(module) for key, module in native.named_modules()} == before
 
 
-@pytest.mark.parametrize(
-    ("shape", "channels", "gains"),
-    [((3, 64, 8, 8), 96, True), ((1, 512, 7, 7), 512, False), ((4, 512, 7, 7), 512, True), ((1, 32, 16, 16), 32, False)],
-    ids=["enough", "few tiles", "more of them", "little work"],
-)
-def test_what_would_not_gain_is_left_to_onednn(shape: tuple[int, ...], channels: int, gains: bool) -> None:
-    assert inference.gains(torch.nn.Conv2d(channels, shape[1], 3, padding=1), torch.Size(shape)) == gains
+class Branches(torch.nn.Module):
+    """What may follow a convolution besides the block of a residual network."""
+
+    def __init__(self, kind: str) -> None:
+        super().__init__()
+        self.convolution, self.relu, self.kind = convolution(32, 32), torch.nn.ReLU(), kind
+
+    def forward(self, x: Any) -> Any:
+        y = self.convolution(x)
+        match self.kind:
+            case "seen by two":
+                return self.relu(y) + y
+            case "added to itself":
+                return self.relu(y + y)
+            case "a number":
+                return self.relu(y + 1.0)
+            case "broadcast":
+                return self.relu(y + x.mean((2, 3), keepdim=True))
+            case "sum seen by two":
+                return self.relu(y + x) * (y + x)
+            case "called twice":
+                return self.relu(self.convolution(self.relu(y))) + self.convolution(x)
+        raise ValueError(self.kind)
+
+
+@pytest.mark.parametrize("kind", ["seen by two", "added to itself", "a number", "broadcast", "sum seen by two", "called twice"])
+def test_what_does_not_follow_alone_stays(kind: str) -> None:
+    native, x = Branches(kind), tensor("x", 2, 32, 9, 6)
+    with torch.no_grad():
+        made, expected = inference.with_winograd(native, (x,)), copy.deepcopy(native).double()(x.double())
+        found = made(x)
+    assert any(isinstance(module, inference.Winograd) for module in made.modules())
+    assert scaled_error(found.numpy(), expected.numpy()) <= LOGITS_FLOAT32
 
 
 @pytest.mark.parametrize("change", ["stride", "groups", "dilation", "padding", "no bias", "few channels", "float64"])

@@ -9,14 +9,14 @@ from __future__ import annotations
 
 import contextlib
 import copy
-import ctypes
 import functools
+import operator
 import sys
 import threading
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from importlib import resources
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -80,8 +80,8 @@ def one_thread() -> Iterator[None]:
 class Programs:
     """A module in eval mode as one program for each shape and number of threads; `make` makes it of the module and an example.
 
-    3x3 convolutions are computed by Winograd's algorithm where that gains at this shape. Never two programs are made at once: the switches
-    that decide how are the process's.
+    3x3 convolutions are computed by Winograd's algorithm. Never two programs are made at once: the switches that decide how are the
+    process's.
     """
 
     def __init__(self, native: nn.Module, make: Callable[[nn.Module, tuple[Tensor, ...]], Callable[..., Tensor]]) -> None:
@@ -137,11 +137,6 @@ def onednn_graph() -> Iterator[None]:
         torch.jit.enable_onednn_fusion(before)
 
 
-ENOUGH = 48
-"""Tiles of a batch below which the transformed kernels, 16/9 of the plain ones, take longer to read than they save: at 1 image 7x7."""
-WORTHWHILE = 1 << 18
-"""Tiles times channels of both sides below which the 20 products saved of each take no longer than a call of the operator, some 20 µs."""
-
 PANEL = 32
 """Channels come in multiples of it. The panels of `winograd.cpp` are as many, or half of it where vectors are shorter."""
 
@@ -160,55 +155,70 @@ def takes_winograd(module: nn.Module) -> bool:
 
 
 class Winograd(nn.Module):
-    """A convolution by Winograd's algorithm, with the ReLU after it where `relu`: (N, C, H, W) -> (N, K, H, W), channels last."""
+    """A convolution by Winograd's algorithm, with the addition and the ReLU after it: (N, C, H, W) -> (N, K, H, W), channels last."""
 
-    def __init__(self, convolution: nn.Conv2d, library: ctypes.CDLL, *, relu: bool) -> None:
+    def __init__(self, convolution: nn.Conv2d, library: Library, *, relu: bool) -> None:
         super().__init__()
         kernels = transformed(convolution.weight.detach().numpy())  # (16, C, K)
-        panels = kernels.reshape(*kernels.shape[:2], -1, library.panel()).transpose(2, 0, 1, 3)
+        panels = kernels.reshape(*kernels.shape[:2], -1, library.panel).transpose(2, 0, 1, 3)
         # Of one axis: four would be reordered by `.to(memory_format=torch.channels_last)`.
         self.kernels = nn.Parameter(torch.from_numpy(panels.ravel()), requires_grad=False)
-        self.bias, self.relu = convolution.bias, relu
+        self.bias, self.relu, self.operator = convolution.bias, relu, library.operators.winograd
 
-    def forward(self, x: Tensor) -> Tensor:
-        y: Tensor = torch.ops.triptych.winograd(x, self.kernels, self.bias, self.relu)
+    def forward(self, x: Tensor, shortcut: Tensor | None = None) -> Tensor:
+        """With a shortcut, (N, K, H, W), added before the ReLU."""
+        y: Tensor = self.operator(x, self.kernels, self.bias, shortcut, self.relu)
         return y
 
 
 def with_winograd(native: nn.Module, example: tuple[Tensor, ...]) -> nn.Module:
-    """The module with Winograd's algorithm in place of the convolutions that gain by it at the example's size; shares the others.
+    """The module with Winograd's algorithm in place of the convolutions it is for; shares the others.
 
-    A ReLU that alone follows such a convolution is computed with it.
+    An addition and a ReLU that alone follow such a convolution are computed with it. Of `example` only shapes matter.
     """
     if not any(map(takes_winograd, native.modules())):
         return native
-    library = compiled()
     traced = fx.symbolic_trace(native)
     ShapeProp(traced).propagate(*example)
     modules = {node: traced.get_submodule(str(node.target)) for node in traced.graph.nodes if node.op == "call_module"}
-
-    def skip(node: fx.Node, to: fx.Node) -> None:
-        node.replace_all_uses_with(to)
-        traced.graph.erase_node(node)
-
     for node in [node for node, module in modules.items() if isinstance(module, nn.Identity)]:
-        skip(node, node.all_input_nodes[0])  # in place of a folded BatchNorm, before a ReLU
+        node.replace_all_uses_with(node.all_input_nodes[0])  # in place of a folded BatchNorm, before a ReLU
+        traced.graph.erase_node(node)
+    relus = {node for node, module in modules.items() if isinstance(module, nn.ReLU)}
     for node, module in modules.items():
-        if isinstance(module, nn.Conv2d) and takes_winograd(module) and gains(module, node.meta["tensor_meta"].shape):
-            follower, *others = node.users
-            relu = not others and isinstance(modules.get(follower), nn.ReLU)
-            traced.set_submodule(str(node.target), Winograd(module, library, relu=relu))
-            if relu:
-                skip(follower, node)
+        if isinstance(module, nn.Conv2d) and takes_winograd(module):
+            place(node, module, relus)
+    traced.graph.eliminate_dead_code()
+    traced.delete_all_unused_submodules()
     traced.recompile()
     return traced
 
 
-def gains(convolution: nn.Conv2d, shape: torch.Size) -> bool:
-    """Whether Winograd's algorithm is faster for an output (N, K, H, W)."""
-    count, _, height, width = shape
-    tiles = count * -(-height // 2) * -(-width // 2)
-    return tiles >= ENOUGH and tiles * convolution.in_channels * convolution.out_channels >= WORTHWHILE
+def place(node: fx.Node, convolution: nn.Conv2d, relus: Collection[fx.Node]) -> None:
+    """Puts Winograd's algorithm in place of the convolution called at `node`, and of what alone follows it."""
+    traced: Any = node.graph.owning_module
+    last, inputs = node, node.args
+    follower = alone_after(last)
+    if follower.target is operator.add:
+        others = tuple(each for each in follower.all_input_nodes if each is not node)
+        if [shape(each) for each in others] == [shape(node)]:
+            last, inputs = follower, (*inputs, *others)
+    follower = alone_after(last)
+    if follower in relus:
+        last = follower
+    traced.add_submodule(node.name, Winograd(convolution, library(), relu=last in relus))
+    with node.graph.inserting_after(last):
+        last.replace_all_uses_with(node.graph.call_module(node.name, inputs), propagate_meta=True)
+
+
+def alone_after(node: fx.Node) -> fx.Node:
+    """The one node that takes this one's value; itself if there are others."""
+    return next(iter(node.users)) if len(node.users) == 1 else node
+
+
+def shape(node: fx.Node) -> tuple[int, ...]:
+    """Of the value at the example's size."""
+    return tuple(node.meta["tensor_meta"].shape)
 
 
 @functools.cache
@@ -222,37 +232,32 @@ def has_compiler() -> bool:
     return False
 
 
+class Library(NamedTuple):
+    """`winograd.cpp`, compiled: how many output channels a panel of its kernels has, and its namespace of `torch.ops`."""
+
+    panel: int
+    operators: Any
+    registered: torch.library.Library
+    """The operator is gone when it is."""
+
+
 @functools.cache
-def compiled(*flags: str) -> ctypes.CDLL:
-    """`winograd.cpp` as a library: compiled by inductor's compiler, kept in inductor's cache."""
+def library(namespace: str = "triptych", *flags: str) -> Library:
+    """`winograd.cpp` as an operator of `torch.ops`: compiled by inductor's compiler, kept in inductor's cache."""
     from torch._inductor.codecache import CppCodeCache
 
+    registered = torch.library.Library(namespace, "FRAGMENT")
+    registered.define("winograd(Tensor x, Tensor kernels, Tensor bias, Tensor? shortcut, bool relu) -> Tensor")
+    torch.library.register_fake(f"{namespace}::winograd", empty, lib=registered)
     source = resources.files(__package__).joinpath("winograd.cpp").read_text("utf-8")
     # Inductor forbids fused multiplications and additions: this is one long row of them. And it would first try one after the other which
     # of the processor's vectors its own programs may use, for 16 s: `-march=native` is enough here.
-    library: ctypes.CDLL = CppCodeCache.load(source, needs_vec_isa=False, extra_flags=["-ffp-contract=fast", *flags])
-    library.winograd.argtypes = [ctypes.c_void_p] * 4 + [ctypes.c_long] * 5 + [ctypes.c_bool, ctypes.c_long]
-    return library
+    options = ["-ffp-contract=fast", f"-DOPERATORS={namespace}", *flags]
+    made: Any = CppCodeCache.load(source, needs_vec_isa=False, extra_flags=options)
+    return Library(made.panel(), getattr(torch.ops, namespace), registered)
 
 
-def convolve(x: Tensor, kernels: Tensor, bias: Tensor, relu: bool) -> Tensor:
-    """The operator `triptych::winograd`: (N, C, H, W) and the kernels of a `Winograd` -> (N, K, H, W), channels last."""
-    x = x.contiguous(memory_format=torch.channels_last)
-    y = empty(x, kernels, bias, relu)
-    count, channels, height, width = x.shape
-    pointers = (each.data_ptr() for each in (x, kernels, bias, y))
-    compiled().winograd(*pointers, count, height, width, channels, len(bias), relu, torch.get_num_threads())
-    return y
-
-
-def empty(x: Tensor, kernels: Tensor, bias: Tensor, relu: bool) -> Tensor:
-    """A tensor like that of `convolve`, without values."""
+def empty(x: Tensor, kernels: Tensor, bias: Tensor, shortcut: Tensor | None, relu: bool) -> Tensor:
+    """A tensor like that of the operator, without values: (N, C, H, W) -> (N, K, H, W), channels last."""
     shape = (len(x), len(bias), *x.shape[2:])
     return torch.empty(shape, dtype=x.dtype, device=x.device, memory_format=torch.channels_last)
-
-
-# Not by `torch.library.custom_op`, whose guards take 0.2 ms of every call.
-OPERATORS = torch.library.Library("triptych", "FRAGMENT")
-OPERATORS.define("winograd(Tensor x, Tensor kernels, Tensor bias, bool relu) -> Tensor")
-OPERATORS.impl("winograd", convolve, "CPU")
-torch.library.register_fake("triptych::winograd", empty, lib=OPERATORS)

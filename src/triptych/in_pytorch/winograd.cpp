@@ -1,12 +1,18 @@
-// A 3x3 convolution of stride 1 and padding 1 by Winograd's F(2x2, 3x3), with its bias and, where wanted, its ReLU: `core/winograd.py` has
-// the algorithm. Fewer products alone make no faster convolution than oneDNN's direct one; three things do:
+// A 3x3 convolution of stride 1 and padding 1 by Winograd's F(2x2, 3x3), with its bias and, where wanted, the addition of a shortcut and the
+// ReLU that follow: `core/winograd.py` has the algorithm. Fewer products alone make no faster convolution than oneDNN's direct one; three
+// things do:
 //
 // - 16 products of a few tiles by a panel of output channels stay in the first cache, and are transformed back there.
 // - Transformed kernels are 16/9 of the plain ones and seldom in a cache when their layer's turn comes: they are fetched ahead.
 // - A thread shares nothing that is written. Tiles are shared out; where the kernels outweigh the image, panels of output channels before.
 //
-// Vectors are GCC's and Clang's extension, so any processor will do. Plain C in and out: compiling needs none of PyTorch's headers.
+// Vectors are GCC's and Clang's extension, so any processor will do. Of PyTorch's headers only the stable ones are needed.
+#include <torch/csrc/stable/library.h>
+#include <torch/csrc/stable/ops.h>
+#include <torch/csrc/stable/tensor.h>
+
 #include <algorithm>
+#include <optional>
 #include <vector>
 
 namespace {
@@ -54,8 +60,8 @@ void multiply(long count, const float* a, long stride, const float* b, long C, f
 }
 
 struct Convolution {
-  const float *x, *kernels, *bias;  // (N, H, W, C), (K / PANEL, 16, C, PANEL), (K)
-  float* y;                         // (N, H, W, K)
+  const float *x, *kernels, *bias, *shortcut;  // (N, H, W, C), (K / PANEL, 16, C, PANEL), (K), none or (N, H, W, K)
+  float* y;                                    // (N, H, W, K)
   long N, H, W, C, K;
   bool relu;
 
@@ -91,7 +97,7 @@ struct Convolution {
     }
   }
 
-  /// Aᵀ m A of a tile's products, 16 places of `step` floats, and what follows them: LANES output channels from `k` on of up to 4 pixels.
+  /// Aᵀ m A of a tile's products, 16 places of `step` floats: LANES output channels from `k` on of up to 4 pixels.
   void transform_output(Place at, const float* products, long step, long k) const {
     Vector sums[2][4];
     for (long j = 0; j < 4; ++j) {
@@ -100,62 +106,79 @@ struct Convolution {
       sums[0][j] = first + second + third, sums[1][j] = second - third - fourth;
     }
     for (long i = 0; i < 2 && at.row + i < H; ++i) {
-      float* out = y + ((at.image * H + at.row + i) * W + at.column) * K + k;
-      store(out, finished(sums[i][0] + sums[i][1] + sums[i][2], k));
-      if (at.column + 1 < W) store(out + K, finished(sums[i][1] - sums[i][2] - sums[i][3], k));
+      const long pixel = (at.image * H + at.row + i) * W + at.column;
+      put(pixel, k, sums[i][0] + sums[i][1] + sums[i][2]);
+      if (at.column + 1 < W) put(pixel + 1, k, sums[i][1] - sums[i][2] - sums[i][3]);
     }
   }
 
-  Vector finished(Vector sum, long k) const {
-    const Vector zero = {}, value = sum + load(bias + k);
-    return relu ? (value < zero ? zero : value) : value;  // NaN stays NaN
+  /// Writes LANES output channels from `k` on of a pixel, and what follows the convolution with them.
+  void put(long pixel, long k, Vector sum) const {
+    const long at = pixel * K + k;
+    sum += load(bias + k);
+    if (shortcut) sum += load(shortcut + at);
+    const Vector zero = {};
+    store(y + at, relu ? (sum < zero ? zero : sum) : sum);  // NaN stays NaN
   }
 
   /// The output channels from `k` up to `last_k` of the tiles from `first` up to `last`.
   void run(long first, long last, long k, long last_k) const {
     if (first >= last || k >= last_k) return;
-    const long most = std::min(TILES, last - first);
+    // A tile apart by powers of 2 would fall into the same few sets of the first cache as the next one.
+    const long most = std::min(TILES, last - first), stride = C + LANES;
     thread_local std::vector<Vector> memory;
-    memory.resize(std::max<std::size_t>(memory.size(), (16 * most + 1) * C / LANES));
-    float *zeros = reinterpret_cast<float*>(memory.data()), *inputs = zeros + C;
+    memory.resize(std::max<std::size_t>(memory.size(), (16 * most + 1) * stride / LANES));
+    float *zeros = reinterpret_cast<float*>(memory.data()), *inputs = zeros + stride;
     std::fill(zeros, inputs, 0.0f);
     for (; first < last; first += most) {
       const long count = std::min(most, last - first);
-      for (long tile = 0; tile < count; ++tile) transform_input(place(first + tile), zeros, inputs + tile * C, most * C);
+      for (long tile = 0; tile < count; ++tile) transform_input(place(first + tile), zeros, inputs + tile * stride, most * stride);
       const long blocks = (count + ROWS - 1) / ROWS, size = (count + blocks - 1) / blocks;  // of nearly the same number of rows
       for (long panel = k; panel < last_k; panel += PANEL)
         for (long tile = 0; tile < count; tile += size)
-          multiply_block(first + tile, std::min(size, count - tile), inputs + tile * C, most * C, panel);
+          multiply_block(first + tile, std::min(size, count - tile), inputs + tile * stride, stride, most * stride, panel);
     }
   }
 
   /// A panel of output channels of up to ROWS tiles.
-  void multiply_block(long first, long count, const float* inputs, long step, long k) const {
+  void multiply_block(long first, long count, const float* inputs, long stride, long step, long k) const {
     alignas(64) float products[16][ROWS][PANEL];
     for (long place = 0; place < 16; ++place)
-      multiply(count, inputs + place * step, C, kernels + (16 * k + place * PANEL) * C, C, products[place][0]);
+      multiply(count, inputs + place * step, stride, kernels + (16 * k + place * PANEL) * C, C, products[place][0]);
     for (long tile = 0; tile < count; ++tile)
       for (long lane = 0; lane < PANEL; lane += LANES)
         transform_output(place(first + tile), &products[0][tile][lane], ROWS * PANEL, k + lane);
   }
 };
 
+using torch::stable::Tensor;
+
+/// x (N, C, H, W), transformed kernels in panels, bias (K) and, where there is one, a shortcut (N, K, H, W) -> (N, K, H, W), channels last.
+Tensor winograd(const Tensor& given, const Tensor& kernels, const Tensor& bias, const std::optional<Tensor>& shortcut, bool relu) {
+  constexpr auto layout = torch::headeronly::MemoryFormat::ChannelsLast;
+  const Tensor x = torch::stable::contiguous(given, layout);
+  const std::optional<Tensor> added = shortcut ? std::optional(torch::stable::contiguous(*shortcut, layout)) : std::nullopt;
+  const long N = x.size(0), C = x.size(1), H = x.size(2), W = x.size(3), K = bias.size(0);
+  Tensor y = torch::stable::empty({N, K, H, W}, x.scalar_type(), {}, {}, {}, layout);
+  const auto data = [](const Tensor& tensor) { return tensor.const_data_ptr<float>(); };
+  const Convolution convolution{data(x), data(kernels), data(bias), added ? data(*added) : nullptr, y.mutable_data_ptr<float>(),
+                                N, H, W, C, K, relu};
+  const long tiles = convolution.tiles(), panels = K / PANEL, threads = torch::stable::get_num_threads();
+  const bool heavy = 16 * K > N * H * W;  // the kernels outweigh the image
+  const long by_panel = heavy ? std::min(panels, threads) : 1, by_tile = threads / by_panel;
+  torch::stable::parallel_for(0, by_panel * by_tile, 1, [&](long begin, long end) {
+    for (long i = begin; i < end; ++i) {
+      const long panel = i % by_panel, tile = i / by_panel;
+      convolution.run(tiles * tile / by_tile, tiles * (tile + 1) / by_tile, panels * panel / by_panel * PANEL,
+                      panels * (panel + 1) / by_panel * PANEL);
+    }
+  });
+  return y;
+}
+
 }  // namespace
 
 /// Output channels of a panel: K is a multiple of it, and so is C.
 extern "C" long panel() { return PANEL; }
 
-/// x (N, H, W, C), kernels (K / panel, 16, C, panel) and bias (K) -> y (N, H, W, K).
-extern "C" void winograd(const float* x, const float* kernels, const float* bias, float* y, long N, long H, long W, long C, long K,
-                         bool relu, long threads) {
-  const Convolution convolution{x, kernels, bias, y, N, H, W, C, K, relu};
-  const long tiles = convolution.tiles(), panels = K / PANEL;
-  const bool heavy = 16 * K > N * H * W;  // the kernels outweigh the image
-  const long by_panel = heavy ? std::min(panels, threads) : 1, by_tile = threads / by_panel;
-#pragma omp parallel for num_threads(threads) schedule(static, 1)
-  for (long i = 0; i < by_panel * by_tile; ++i) {
-    const long panel = i % by_panel, tile = i / by_panel;
-    convolution.run(tiles * tile / by_tile, tiles * (tile + 1) / by_tile, panels * panel / by_panel * PANEL,
-                    panels * (panel + 1) / by_panel * PANEL);
-  }
-}
+STABLE_TORCH_LIBRARY_IMPL(OPERATORS, CPU, library) { library.impl("winograd", TORCH_BOX(&winograd)); }
