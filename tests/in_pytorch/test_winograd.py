@@ -103,6 +103,16 @@ def test_nan_stays_nan() -> None:
     assert found.isnan().any()
 
 
+@pytest.mark.parametrize("wrong", ["x", "kernels", "bias", "shortcut", "float64"])
+def test_what_does_not_fit_is_refused(wrong: str) -> None:
+    ours = inference.Winograd(convolution(32, 64), inference.library(), relu=True)
+    given = {"x": tensor("x", 2, 32, 5, 6), "kernels": ours.kernels.data, "bias": ours.bias.data, "shortcut": tensor("s", 2, 64, 5, 6)}
+    changed = given["x"].double() if wrong == "float64" else given[wrong][:, :16] if given[wrong].ndim == 4 else given[wrong][:32]
+    given["x" if wrong == "float64" else wrong] = changed
+    with pytest.raises(RuntimeError):
+        torch.ops.triptych.winograd(*given.values(), True)
+
+
 def test_the_operator_keeps_pytorchs_rules() -> None:
     ours = inference.Winograd(convolution(32, 64), inference.library(), relu=True)
     for shortcut in (None, tensor("shortcut", 2, 64, 5, 6)):

@@ -153,12 +153,20 @@ struct Convolution {
 
 using torch::stable::Tensor;
 
+bool same_shape(const Tensor& tensor, std::initializer_list<long> shape) {
+  const auto sizes = tensor.sizes();
+  return std::equal(sizes.begin(), sizes.end(), shape.begin(), shape.end());
+}
+
 /// x (N, C, H, W), transformed kernels in panels, bias (K) and, where there is one, a shortcut (N, K, H, W) -> (N, K, H, W), channels last.
 Tensor winograd(const Tensor& given, const Tensor& kernels, const Tensor& bias, const std::optional<Tensor>& shortcut, bool relu) {
   constexpr auto layout = torch::headeronly::MemoryFormat::ChannelsLast;
+  STD_TORCH_CHECK(given.dim() == 4 && bias.dim() == 1, "winograd takes images (N, C, H, W) and a bias (K)");
   const Tensor x = torch::stable::contiguous(given, layout);
   const std::optional<Tensor> added = shortcut ? std::optional(torch::stable::contiguous(*shortcut, layout)) : std::nullopt;
   const long N = x.size(0), C = x.size(1), H = x.size(2), W = x.size(3), K = bias.size(0);
+  STD_TORCH_CHECK(C % PANEL == 0 && K % PANEL == 0 && kernels.numel() == 16 * C * K, "winograd's kernels do not fit the images or the bias");
+  STD_TORCH_CHECK(!added || same_shape(*added, {N, K, H, W}), "winograd's shortcut does not have the shape of the output");
   Tensor y = torch::stable::empty({N, K, H, W}, x.scalar_type(), {}, {}, {}, layout);
   const auto data = [](const Tensor& tensor) { return tensor.const_data_ptr<float>(); };
   const Convolution convolution{data(x), data(kernels), data(bias), added ? data(*added) : nullptr, y.mutable_data_ptr<float>(),
@@ -181,4 +189,5 @@ Tensor winograd(const Tensor& given, const Tensor& kernels, const Tensor& bias, 
 /// Output channels of a panel: K is a multiple of it, and so is C.
 extern "C" long panel() { return PANEL; }
 
+// In the namespace OPERATORS: a compiler's option, so that a process can have this twice, compiled in two ways.
 STABLE_TORCH_LIBRARY_IMPL(OPERATORS, CPU, library) { library.impl("winograd", TORCH_BOX(&winograd)); }
