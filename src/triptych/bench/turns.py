@@ -146,8 +146,11 @@ def _turn(entry: Entry, workers: Mapping[str, Asked], suite: Suite, number: int,
 
 
 def _check(entries: list[Entry], seen: list[tuple[Entry, dict[str, Any] | None]]) -> None:
-    """Hold the outputs of all that should be equal to those of the first proven lane; who strays is out."""
-    outputs = [(entry, answer["outputs"]) for entry, answer in seen if answer is not None]
+    """Hold the outputs of all that should be equal to those of the first proven lane; who strays is out.
+
+    The first of the entries, whatever the order of turns: a lane that strays would take all others with it if it had the first turn.
+    """
+    outputs = [(entry, answer["outputs"]) for entry in entries for who, answer in seen if who is entry and answer is not None]
     for entry, found in outputs:
         if not all(np.isfinite(np.asarray(each)).all() for each in found):
             entry.fail("its outputs are not finite", "ParityFailed")
