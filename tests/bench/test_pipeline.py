@@ -28,6 +28,7 @@ def test_frameworks_make_their_batches_while_they_are_timed_and_agree(lab: Any, 
         assert (row["mode"], row["data"], row["n"]) == (WITH_DATA, "digits", 6)
         assert row["certificate"]["checked"]["turns"] == 2
         assert row["certificate"]["checked"]["worst_error"] <= 1e-5
+        assert row["certificate"]["checked"]["after_update"]["worst_error"] <= 1e-5
 
 
 def test_steps_with_data_and_without_are_never_compared(lab: Any) -> None:

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from safetensors.numpy import save_file
+from safetensors.numpy import load_file, save_file
 
 from triptych.bench import record, session
 from triptych.bench.proof import Proof
@@ -35,7 +35,11 @@ def test_frameworks_take_turns_and_agree_while_they_are_timed(lab: Any, mode: st
     for row in made["rows"]:
         assert row["certificate"]["kind"] == "parity"
         assert row["certificate"]["checked"]["turns"] == 3, "before the first round, and in every second"
-        assert row["certificate"]["checked"]["worst_error"] <= 1e-5
+        checked = row["certificate"]["checked"]
+        assert checked["worst_error"] <= checked["tolerance"] == 1e-5
+        assert ("after_update" in checked) == (mode == "training_step")
+        updated = checked.get("after_update", checked)
+        assert updated["worst_error"] <= updated["tolerance"] <= 2e-5, "a perceptron has no ReLU that close to zero"
         assert 0.0 < row["interval"][0] <= row["median"] <= row["interval"][1]
         assert (row["n"], row["p90"]) == (10, None)
         assert row["compile_seconds"] == 0.0 or row["framework"] != "pytorch"
@@ -93,10 +97,65 @@ def test_outputs_that_stray_while_being_timed_cost_the_lane_its_row(lab: Any, tm
     made = lab.record(tmp_path / "tiny.json", suite, [group])
     good, bad = made["rows"]
     assert "failure" not in good
-    assert bad["failure"].startswith("its outputs are 1.0e-03 from those of pytorch/default")
+    assert bad["failure"].startswith("its outputs are 1.0e-03 from pytorch/default's, more than 1.0e-05")
     assert (bad["median"], bad["certificate"]["kind"]) == (None, "none")
     with pytest.raises(ParityFailed, match="1 case"):
         raise session.outcome(made)  # type: ignore[misc]
+
+
+def test_an_update_that_is_lost_shows_in_the_next_loss(lab: Any) -> None:
+    def loses(contender: Any) -> Any:
+        weights = load_file(lab.proof.weights)
+
+        def run(batch: Any) -> np.ndarray:
+            loss: np.ndarray = contender.run(batch)
+            contender.start_from(weights)
+            return loss
+
+        return dataclasses.replace(contender, run=run)
+
+    suite = lab.suite(modes=["training_step"], frameworks=["pytorch", "tensorflow"])
+    good, bad = lab.group(suite, {"pytorch": lab.Local("pytorch"), "tensorflow": lab.Local("pytorch", loses)}).entries
+    assert good.alive
+    assert bad.failure is not None
+    assert bad.failure.startswith("its loss after the update is ")
+
+
+class Sensitive:
+    """A lane of one weight, whose loss is 7, and after an update 1 + `gain` for each unit in the last place that the weight moved."""
+
+    def __init__(self, gain: float, off: float) -> None:
+        self.gain, self.off, self.first, self.moved, self.updated = gain, off, None, 0.0, False
+
+    def start_from(self, weights: Any) -> None:
+        """From the first weights, or from some that were moved."""
+        weight = weights["fc.bias"].flat[0]
+        self.first = weight if self.first is None else self.first
+        self.moved, self.updated = float((weight - self.first) / np.spacing(self.first)), False
+
+    def run(self, batch: Any) -> np.ndarray:
+        """A loss."""
+        self.updated = not self.updated
+        return np.asarray(7.0 if self.updated else 1.0 + self.gain * self.moved + self.off)
+
+
+@pytest.mark.parametrize(
+    ("gain", "off", "why"),
+    [
+        (0.0, 6e-5, None),
+        (0.0, 8e-5, "its loss after the update is 1.1e-05 from pytorch/default's, more than 1.0e-05"),
+        (1e-4, 4.9e-4, None),
+        (1e-4, 5.1e-4, "its loss after the update is 7.3e-05 from pytorch/default's, more than 7.1e-05"),
+    ],
+)
+def test_after_an_update_a_lane_may_stray_as_rounding_lets_the_reference_stray(lab: Any, gain: float, off: float, why: str | None) -> None:
+    def worker(off: float) -> Any:
+        lane = Sensitive(gain, off)
+        return lab.Local("pytorch", lambda contender: dataclasses.replace(contender, run=lane.run, start_from=lane.start_from))
+
+    suite = lab.suite(modes=["training_step"], frameworks=["pytorch", "tensorflow"], steps=2)
+    good, other = lab.group(suite, {"pytorch": worker(0.0), "tensorflow": worker(off)}).entries
+    assert (good.failure, other.failure) == (None, why)
 
 
 def test_outputs_that_are_no_numbers_cost_the_lane_its_row(lab: Any) -> None:

@@ -13,10 +13,10 @@ from typing import Any
 import numpy as np
 
 from triptych.core import contract, environment, workers
-from triptych.core.difference import scaled_error
+from triptych.core.difference import error_at_scale, magnitude
 from triptych.core.errors import TriptychError
 from triptych.core.spec import Spec
-from triptych.core.tolerance import LOGITS_FLOAT32
+from triptych.core.tolerance import FREE_RUN_RATIO, LOGITS_FLOAT32
 from triptych.parity import plan as plans
 from triptych.parity.certify import certify
 from triptych.parity.observation import write_json
@@ -78,27 +78,54 @@ def prove(spec: Spec, frameworks: Collection[str], modes: Collection[str], work:
     return Proof(json.loads(done.read_text()), weights)
 
 
+Outputs = list[Any]
+"""What a turn that is checked tells: the logits; or the loss, and the loss after the update, of the same batch."""
+
+
+def errors(outputs: Outputs, reference: Outputs) -> list[float]:
+    """How far each is from the reference's, at the scale of the largest: a loss that an update brought near zero keeps the first's."""
+    ours, theirs = ([np.atleast_1d(each) for each in given] for given in (outputs, reference))
+    scale = max(magnitude(each) for each in (*ours, *theirs))
+    return [error_at_scale(a, b, scale) for a, b in zip(ours, theirs, strict=True)]
+
+
+def tolerances(strayed: list[Outputs], reference: Outputs) -> list[float]:
+    """The bound of each output: what float32 logits are allowed, and so the first loss.
+
+    After an update that is less than rounding makes of it: in the backward pass a ReLU whose input is within rounding of zero takes the
+    other side. What that makes is measured, as on rung 8: `strayed` are the reference's own outputs when its weights move by one unit in
+    the last place, and a lane may differ `FREE_RUN_RATIO` times as far.
+    """
+    rounding = max((errors(each, reference)[-1] for each in strayed), default=0.0)
+    return [LOGITS_FLOAT32, *(max(LOGITS_FLOAT32, FREE_RUN_RATIO * rounding) for _ in reference[1:])]
+
+
 @dataclass(slots=True)
 class Checks:
-    """How far one lane's outputs were from the proven ones, on the turns that were looked at."""
+    """How far one lane's outputs were from the proven ones, on the turns that were looked at, and how far they may be."""
 
     against: str
-    tolerance: float = LOGITS_FLOAT32
-    errors: list[float] = field(default_factory=list)
+    tolerances: list[float]
+    errors: list[list[float]] = field(default_factory=list)
 
-    def look(self, outputs: list[Any], reference: list[Any]) -> None:
-        """Compare one turn's outputs: logits, or losses."""
-        self.errors.append(max(scaled_error(np.atleast_1d(a), np.atleast_1d(b)) for a, b in zip(outputs, reference, strict=True)))
+    def look(self, outputs: Outputs, reference: Outputs) -> None:
+        """Compare one turn's outputs."""
+        self.errors.append(errors(outputs, reference))
+
+    @property
+    def worst(self) -> list[float]:
+        """The largest error of each output."""
+        return [max(column) for column in zip(*self.errors, strict=True)]
 
     @property
     def failure(self) -> str | None:
         """What went wrong; None while all is well."""
-        worst = max(self.errors, default=0.0)
-        if worst <= self.tolerance:
-            return None
-        return f"its outputs are {worst:.1e} from those of {self.against}, more than {self.tolerance:.0e}"
+        for what, worst, allowed in zip(("outputs are", "loss after the update is"), self.worst, self.tolerances, strict=False):
+            if worst > allowed:
+                return f"its {what} {worst:.1e} from {self.against}'s, more than {allowed:.1e}"
+        return None
 
     def to_json(self) -> dict[str, Any]:
-        """Plain data."""
-        worst = max(self.errors, default=None)
-        return {"against": self.against, "turns": len(self.errors), "worst_error": worst, "tolerance": self.tolerance}
+        """Plain data; `after_update` where the lane trains."""
+        first, *second = [{"worst_error": worst, "tolerance": allowed} for worst, allowed in zip(self.worst, self.tolerances, strict=True)]
+        return {"against": self.against, "turns": len(self.errors), **first, **({"after_update": second[0]} if second else {})}

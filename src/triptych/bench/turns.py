@@ -15,10 +15,11 @@ from typing import Any
 import numpy as np
 
 from triptych.bench import machine
-from triptych.bench.proof import Checks, Proof
+from triptych.bench.proof import Checks, Outputs, Proof, tolerances
 from triptych.bench.suite import Case, Suite
 from triptych.core.conversation import Asked, Failed
 from triptych.core.errors import TriptychError
+from triptych.core.tolerance import UPDATED_LOSS_PERTURBATIONS
 from triptych.export.runtimes import RUNTIMES
 
 Progress = Callable[[str], None]
@@ -60,6 +61,8 @@ class Group:
     twin_of: str | None = None
     twin: list[list[float]] = field(default_factory=list)
     rounds: list[dict[str, Any]] = field(default_factory=list)
+    tolerances: list[float] | None = None
+    """How far outputs may be from the reference's, once there is one."""
 
 
 def run_group(
@@ -71,7 +74,7 @@ def run_group(
     for entry in entries:
         progress(f"{group.name}: building {entry.case.contestant}")
         build(entry, workers, suite, proof)
-    _check(entries, [(entry, _turn(entry, workers, suite, 1, check=True)) for entry in entries if entry.alive])
+    _check(group, [(entry, _turn(entry, workers, suite, 1, check=True)) for entry in entries if entry.alive], workers, suite)
     twin = next((entry for entry in entries if entry.alive), None)
     if twin is not None:
         group.twin_of = twin.case.contestant
@@ -130,7 +133,7 @@ def _round(
             entry.peaks += [answer["peak_bytes"]] if answer["peak_bytes"] else []
             entry.residents += [answer["resident_bytes"]] if answer["resident_bytes"] else []
     if check:
-        _check(group.entries, seen)
+        _check(group, seen, workers, suite)
     names = [f"{entry.case.contestant}/{TWIN}" if second else entry.case.contestant for entry, second in order]
     group.rounds.append({"kernel_seconds": kernel, **machine.weather(before, machine.counters()), "order": names})
 
@@ -145,12 +148,12 @@ def _turn(entry: Entry, workers: Mapping[str, Asked], suite: Suite, number: int,
         return None
 
 
-def _check(entries: list[Entry], seen: list[tuple[Entry, dict[str, Any] | None]]) -> None:
+def _check(group: Group, seen: list[tuple[Entry, dict[str, Any] | None]], workers: Mapping[str, Asked], suite: Suite) -> None:
     """Hold the outputs of all that should be equal to those of the first proven lane; who strays is out.
 
     The first of the entries, whatever the order of turns: a lane that strays would take all others with it if it had the first turn.
     """
-    outputs = [(entry, answer["outputs"]) for entry in entries for who, answer in seen if who is entry and answer is not None]
+    outputs = [(entry, answer["outputs"]) for entry in group.entries for who, answer in seen if who is entry and answer is not None]
     for entry, found in outputs:
         if not all(np.isfinite(np.asarray(each)).all() for each in found):
             entry.fail("its outputs are not finite", "ParityFailed")
@@ -158,11 +161,23 @@ def _check(entries: list[Entry], seen: list[tuple[Entry, dict[str, Any] | None]]
     reference = next(((entry, found) for entry, found in equal if entry.case.ours), None)
     if reference is None:
         return
+    if group.tolerances is None:
+        group.tolerances = tolerances(_strayed(reference[0], workers, suite), reference[1])
     for entry, found in equal:
-        entry.checks = entry.checks or Checks(reference[0].case.contestant)
+        entry.checks = entry.checks or Checks(reference[0].case.contestant, group.tolerances)
         entry.checks.look(found, reference[1])
         if entry.checks.failure is not None:
             entry.fail(entry.checks.failure, "ParityFailed")
+
+
+def _strayed(entry: Entry, workers: Mapping[str, Asked], suite: Suite) -> list[Outputs]:
+    """Outputs of the first check from weights one unit in the last place away, where the lane trains; none where it cannot say."""
+    asked = {"key": entry.case.contestant, "number": 1, "seed": suite.seed, "perturbations": UPDATED_LOSS_PERTURBATIONS}
+    try:
+        return list(workers[entry.case.framework].ask("stray", **asked)["outputs"])
+    except Failed as error:
+        entry.fail(str(error), error.kind)
+        return []
 
 
 def _release(worker: Asked) -> None:

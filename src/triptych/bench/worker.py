@@ -15,11 +15,12 @@ from time import perf_counter
 from typing import Any
 
 import numpy as np
+from safetensors.numpy import load_file
 
 from triptych.bench import machine, tracing
 from triptych.bench.pipeline import open_pipeline
 from triptych.core import batch as batches
-from triptych.core import catalog, contract
+from triptych.core import catalog, contract, initialize
 from triptych.core.batch import Inputs
 from triptych.core.contender import WITH_DATA, Contender
 from triptych.core.conversation import answer_all
@@ -37,6 +38,8 @@ class Held:
     mode: str
     spec: Spec
     batch_size: int
+    given: str
+    """The file of its weights, or of the exported model."""
     pipeline: Any = None
     """Where its batches come from when they are timed, too (`bench/pipeline.py`)."""
 
@@ -80,10 +83,10 @@ class Worker:
         self._room: Any = None
 
     def ask(self, do: str, **given: Any) -> Answer:
-        """Do one of `start`, `kernel`, `peak`, `export`, `build`, `turn`, `trace`, `release`. Raises what that raises."""
+        """Do one of `start`, `kernel`, `peak`, `export`, `build`, `turn`, `stray`, `trace`, `release`. Raises what that raises."""
         actions: dict[str, Callable[..., Answer]] = {
             "start": self._start, "kernel": self._kernel, "peak": self._peak, "export": self._export,
-            "build": self._build, "turn": self._turn, "trace": self._trace, "release": self._release,
+            "build": self._build, "turn": self._turn, "stray": self._stray, "trace": self._trace, "release": self._release,
         }  # fmt: skip
         return actions[do](**given)
 
@@ -109,16 +112,12 @@ class Worker:
 
     def _export(self, model: str, options: Mapping[str, Any], weights: str, path: str) -> Answer:
         """Write these canonical weights as a model that runtimes read."""
-        from safetensors.numpy import load_file
-
         made = self.room.create_model(catalog.get_spec(model, **options), load_file(weights), precision="float32", device="cpu")
         self.room.export(made, "onnx", Path(path))
         return {}
 
     def _create(self, spec: Spec, given: str, lane: str, mode: str) -> Contender:
         """A lane from canonical weights, or a runtime's from the exported model."""
-        from safetensors.numpy import load_file
-
         foreign = self.framework in runtimes.RUNTIMES
         made: Contender = self.room.contender(Path(given)) if foreign else self.room.contender(spec, load_file(given), lane, mode)
         return made
@@ -132,7 +131,7 @@ class Worker:
             started = perf_counter()
             contender = self._create(spec, given, case["lane"], mode)
             built = perf_counter()
-            held = Held(contender, mode, spec, case["batch_size"])
+            held = Held(contender, mode, spec, case["batch_size"], given)
             batch = contender.stage(*self._batch(held, seed, 0))
             staged = perf_counter()
             contender.run(batch)
@@ -153,9 +152,18 @@ class Worker:
         step on the same inputs, which shows what the first did to the weights.
         """
         held = self.held[key]
-        if check:
-            held.contender.reset()
+        if check and held.mode != "inference":
+            held.contender.start_from(load_file(held.given))
         return (self._bare if held.pipeline is None else self._with_data)(held, number, seed, steps, check).to_json()
+
+    def _stray(self, key: str, number: int, seed: int, perturbations: int) -> Answer:
+        """What a check of a training lane tells when every weight is moved by one unit in the last place, once for each perturbation."""
+        held, outputs = self.held[key], []
+        for perturbation in range(perturbations if held.mode != "inference" else 0):
+            held.contender.start_from(initialize.one_ulp_away(held.spec, load_file(held.given), perturbation))
+            batch = held.contender.stage(*self._batch(held, seed, number))
+            outputs.append([float(held.contender.run(batch)) for _ in range(2)])
+        return {"outputs": outputs}
 
     def _bare(self, held: Held, number: int, seed: int, steps: int, check: bool) -> Turn:
         """Steps on images that are there before the clock starts."""

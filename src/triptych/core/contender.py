@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -30,7 +30,7 @@ RECIPE = Recipe(SGD(momentum=0.9, nesterov=False, weight_decay=1e-4), Schedule(R
 """The training step that is timed: the one that torchvision's reference, `keras.optimizers.SGD` and `optax.sgd` can all express."""
 
 
-def _nothing() -> None:
+def _nothing(weights: Mapping[str, np.ndarray]) -> None:
     pass
 
 
@@ -40,12 +40,13 @@ class Contender:
 
     `stage(inputs, labels)`, not timed, gives what `run` takes: for our lanes the numpy arrays themselves, a batch and (N,), which `run`
     checks and converts; for stock ones native tensors that are ready. `run(batch)`, timed, returns the logits (N, classes) or the
-    loss () as numpy when *all* that it computes is there, new weights included. `reset` goes back to the first weights and slots.
+    loss () as numpy when *all* that it computes is there, new weights included. `start_from(weights)` begins the training anew from these
+    canonical weights, in its first state but for them; it does nothing to inference, nor to a lane with weights of its own.
     """
 
     stage: Callable[[Any, np.ndarray], Any]
     run: Callable[[Any], np.ndarray]
-    reset: Callable[[], None] = _nothing
+    start_from: Callable[[Mapping[str, np.ndarray]], None] = _nothing
     compiles: bool = False
     """Whether the first call traces or compiles; an eager lane's first call only warms up."""
     levers: tuple[str, ...] = ()

@@ -8,12 +8,13 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
 import numpy as np
 
+from triptych.core.contract import TrainingState
 from triptych.core.errors import UsageError
 from triptych.core.spec import Spec, TensorSpec
 
@@ -149,6 +150,17 @@ def is_frozen(recipe: Recipe, layer: str) -> bool:
 def trainable(recipe: Recipe, spec: Spec) -> tuple[TensorSpec, ...]:
     """The parameters that the recipe moves, in state-dict order."""
     return tuple(tensor for tensor in spec.parameters() if not is_frozen(recipe, tensor.layer))
+
+
+def initial_state(recipe: Recipe, weights: Mapping[str, np.ndarray], spec: Spec) -> TrainingState:
+    """Step 0: slots zero, the average equal to the weights, the loss scale at its first value.
+
+    The zeros take no memory (`zeros_like` would fill them): a large model's are a gigabyte and more, beside a whole training state.
+    """
+    kinds = {tensor.name: (weights[tensor.name].shape, weights[tensor.name].dtype) for tensor in spec.parameters()}
+    slots = {slot: {name: np.zeros(*kind) for name, kind in kinds.items()} for slot in recipe.optimizer.slots}
+    ema = weights if recipe.ema_decay is not None else {}
+    return TrainingState(weights, slots, ema, 0, recipe.loss_scaling.initial if recipe.loss_scaling else None)
 
 
 def learning_rate(schedule: Schedule, step: int, reductions: int = 0) -> float:

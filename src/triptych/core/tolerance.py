@@ -33,6 +33,9 @@ NORMALIZED_PIXEL = 3e-4
 # The same arithmetic as PyTorch's in C++ (examples/cpp), but for products and sums that one compiler fuses: units in the last place.
 PREPARED = 1e-6
 LOGITS_FLOAT32 = 1e-5
+# A lane that is timed, and its loss after one update: one number, whose differences pass through zero by chance, so that the yardstick of
+# rounding is the largest of as many perturbations, by one unit in the last place, as make a small one unlikely.
+UPDATED_LOSS_PERTURBATIONS = 8
 # Exported models against their source's own logits. Weights in half precision are off by up to 2^-11 of themselves, weights in 8 bits by up
 # to 1/254 of their channel's largest, and so are the activations; layers add to that.
 EXPORTED: dict[str, float] = {"float32": LOGITS_FLOAT32, "float16": 5e-3, "int8": 1e-1}

@@ -13,6 +13,7 @@ from triptych.core.contender import LANES, RATE, RECIPE, STOCK, Contender, ready
 from triptych.core.contract import Execution
 from triptych.core.errors import LaneMissing
 from triptych.core.folding import fold
+from triptych.core.recipe import initial_state
 from triptych.core.spec import Spec
 from triptych.in_jax import stock
 from triptych.in_jax.inference import program
@@ -44,14 +45,16 @@ def inference(model: Model, execution: Execution) -> Contender:
 def training(model: Model, execution: Execution) -> Contender:
     """The loss of one whole step, which JAX hands back before the update is done: all that the step leaves is waited for."""
     trainer = create_trainer(model, RECIPE, execution)
-    start = trainer.state()
+
+    def start_from(weights: Mapping[str, np.ndarray]) -> None:
+        trainer.load_state(initial_state(RECIPE, weights, model.spec))
 
     def run(batch: tuple[Inputs, np.ndarray]) -> np.ndarray:
         loss = trainer.step(*batch, RATE)
         trainer.wait()
         return np.asarray(loss)
 
-    return Contender(ready, run, lambda: trainer.load_state(start), compiles=True, levers=levers(execution))
+    return Contender(ready, run, start_from, compiles=True, levers=levers(execution))
 
 
 def levers(execution: Execution) -> tuple[str, ...]:

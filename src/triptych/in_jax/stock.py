@@ -130,13 +130,14 @@ def contender(spec: Spec, weights: Mapping[str, np.ndarray], mode: str) -> Conte
     if not isinstance(spec, ResNetSpec) or spec.name not in MODELS:
         raise LaneMissing(f"Flax's example has no {spec.name}")
     model = ResNet(*MODELS[spec.name], classes=spec.num_classes)
-    variables = plain_variables(spec, weights)
     if mode == "inference":
+        variables = plain_variables(spec, weights)
         return Contender(stage, lambda batch: np.asarray(predict(model, variables, batch[0])), compiles=True)
     optimizer = optax.chain(optax.add_decayed_weights(1e-4), optax.sgd(RATE, momentum=0.9))
     held: list[State] = []
 
-    def reset() -> None:
+    def start_from(weights: Mapping[str, np.ndarray]) -> None:
+        variables = plain_variables(spec, weights)
         params, statistics = jax.tree.map(jnp.array, (variables["params"], variables["batch_stats"]))
         state = State.create(apply_fn=model.apply, params=params, tx=optimizer, batch_stats=statistics)
         held[:] = [state.replace(step=jnp.zeros((), jnp.int32))]  # as later steps have it: a Python 0 would be compiled for, too
@@ -145,8 +146,8 @@ def contender(spec: Spec, weights: Mapping[str, np.ndarray], mode: str) -> Conte
         held[0], loss = jax.block_until_ready(train_step(held[0], *batch))
         return np.asarray(loss)
 
-    reset()
-    return Contender(stage, run, reset, compiles=True)
+    start_from(weights)
+    return Contender(stage, run, start_from, compiles=True)
 
 
 def stage(images: np.ndarray, labels: np.ndarray) -> tuple[jax.Array, jax.Array]:

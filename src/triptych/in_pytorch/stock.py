@@ -19,8 +19,7 @@ def contender(spec: Spec, weights: Mapping[str, np.ndarray], mode: str) -> Conte
     if spec.name not in torchvision.models.list_models(module=torchvision.models):
         raise LaneMissing(f"torchvision has no {spec.name}")
     native = torchvision.models.get_model(spec.name, weights=None, num_classes=spec.num_classes)
-    start = {name: torch.from_numpy(np.array(value)) for name, value in weights.items()}
-    native.load_state_dict(start)
+    load(native, weights)
     if mode == "inference":
         native.eval()
 
@@ -31,11 +30,16 @@ def contender(spec: Spec, weights: Mapping[str, np.ndarray], mode: str) -> Conte
         return Contender(stage, run)
     optimizer = torch.optim.SGD(native.parameters(), lr=RATE, momentum=0.9, weight_decay=1e-4)
 
-    def reset() -> None:
-        native.load_state_dict(start)
+    def start_from(weights: Mapping[str, np.ndarray]) -> None:
+        load(native, weights)
         optimizer.state.clear()
 
-    return Contender(stage, lambda batch: step(native, optimizer, *batch), reset)
+    return Contender(stage, lambda batch: step(native, optimizer, *batch), start_from)
+
+
+def load(native: nn.Module, weights: Mapping[str, np.ndarray]) -> None:
+    """Copy canonical weights, whose names are torchvision's."""
+    native.load_state_dict({name: torch.from_numpy(np.array(value)) for name, value in weights.items()})
 
 
 def stage(images: np.ndarray, labels: np.ndarray) -> tuple[Tensor, Tensor]:

@@ -10,6 +10,7 @@ import numpy as np
 from triptych.core.contender import LANES, RATE, RECIPE, STOCK, Contender, ready
 from triptych.core.contract import Execution
 from triptych.core.folding import fold
+from triptych.core.recipe import initial_state
 from triptych.core.spec import Spec
 from triptych.in_tensorflow import stock
 from triptych.in_tensorflow.inference import program
@@ -39,11 +40,10 @@ def inference(model: Model, execution: Execution) -> Contender:
 def training(model: Model, execution: Execution) -> Contender:
     """The loss of one whole step."""
     trainer = create_trainer(model, RECIPE, execution)
-    start = trainer.state()
     return Contender(
         ready,
         lambda batch: np.asarray(trainer.step(batch[0], batch[1], RATE)),
-        lambda: trainer.load_state(start),
+        lambda weights: trainer.load_state(initial_state(RECIPE, weights, model.spec)),
         compiles=True,
         levers=levers(execution),
     )

@@ -18,11 +18,12 @@ from triptych.core.batch import Inputs
 from triptych.core.contract import Converted, TrainingState
 from triptych.core.difference import scaled_error, sketch
 from triptych.core.initialize import Weights
+from triptych.core.recipe import initial_state
 from triptych.core.spec import Spec
 from triptych.parity import pipeline
 from triptych.parity import plan as plans
 from triptych.parity.observation import Observation
-from triptych.parity.subject import Subject, as_precision, give_back, initial_state
+from triptych.parity.subject import Subject, as_precision, give_back
 from triptych.parity.trajectory import Trajectory
 
 # A probe shows a normalization layer data whose mean is this many standard deviations: E[x²] - E[x]² loses the square of it in

@@ -94,7 +94,7 @@ class Subject:
     def trainer_from(self, kind: str, state: TrainingState | None = None) -> Trainer:
         """The trainer of recipe `kind` ("sgd", "adamw") set to `state`, or to the start of training."""
         trainer = self._trainer(kind)
-        trainer.load_state(state or initial_state(self.recipes[kind], self.weights, self.training_spec))
+        trainer.load_state(state or recipe.initial_state(self.recipes[kind], self.weights, self.training_spec))
         return trainer
 
     def as_input(self, values: np.ndarray) -> np.ndarray:
@@ -154,17 +154,6 @@ def as_precision(weights: Mapping[str, np.ndarray], precision: str) -> Weights:
 def in_precision(value: np.ndarray, precision: str) -> np.ndarray:
     """The tensor cast to `precision`, unless it counts."""
     return value if value.dtype == np.int64 else value.astype(precision, copy=False)
-
-
-def initial_state(recipe_: Recipe, weights: Mapping[str, np.ndarray], spec: Spec) -> TrainingState:
-    """Step 0: slots zero, the average equal to the weights, the loss scale at its first value.
-
-    The zeros take no memory (`zeros_like` would fill them): a large model's are a gigabyte and more, beside a whole training state.
-    """
-    kinds = {tensor.name: (weights[tensor.name].shape, weights[tensor.name].dtype) for tensor in spec.parameters()}
-    slots = {slot: {name: np.zeros(*kind) for name, kind in kinds.items()} for slot in recipe_.optimizer.slots}
-    ema = weights if recipe_.ema_decay is not None else {}
-    return TrainingState(weights, slots, ema, 0, recipe_.loss_scaling.initial if recipe_.loss_scaling else None)
 
 
 def calibrate(subject: Subject, inputs: Inputs) -> Weights:
