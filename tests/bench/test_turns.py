@@ -79,6 +79,18 @@ def test_the_same_inputs_reach_every_framework_and_no_two_steps_get_the_same(lab
     assert seen[0] != seen[1]
 
 
+def test_steps_that_warm_up_are_run_and_not_timed(lab: Any) -> None:
+    runs = []
+
+    def counts(contender: Any) -> Any:
+        return dataclasses.replace(contender, run=lambda batch: runs.append(batch) or contender.run(batch))
+
+    suite = lab.suite(frameworks=["pytorch"], rounds=2, steps=3, warm_up=2, check_every=5)
+    (entry,) = lab.group(suite, {"pytorch": lab.Local("pytorch", counts)}).entries
+    assert np.shape(entry.turns) == (2, 3)
+    assert len(runs) == (1 + 2 * 2) * 5, "five a turn: before the first round, and in each round the lane and its twin"
+
+
 def strays_after(calls: int) -> Any:
     """A contender whose logits are a little off from some call on: what a check at the start alone would miss."""
 

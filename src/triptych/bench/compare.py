@@ -46,6 +46,7 @@ def unlike(old: dict[str, Any], new: dict[str, Any]) -> dict[str, list[Any]]:
     told = [
         {
             "threads": made["machine"]["threads"], "steps": made["suite"]["steps"], "data": made["suite"].get("data"),
+            "warm_up": made["suite"].get("warm_up", 0),
             "processor": made["environment"].get("cpu", {}).get("model"), "versions": made["environment"].get("versions"),
         }
         for made in (old, new)

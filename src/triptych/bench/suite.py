@@ -37,7 +37,8 @@ class Subject(BaseModel):
 
 
 class Suite(BaseModel):
-    """Every combination of the lists is a case. `steps` are timed in each turn, each with images of its own; outputs are checked in every
+    """Every combination of the lists is a case. `steps` are timed in each turn, each with images of its own, after `warm_up` that are not:
+    the first after another process had the machine finds nothing of its own in caches and memory. Outputs are checked in every
     `check_every`-th round; `threads` (None: the cores there are) is the same for everybody; a case gets `limit_seconds` for its first call.
 
     `compile_cache`: `cold` compiles everything anew; `warm` takes what a process before compiled and left on disk. `data` are the training
@@ -54,6 +55,7 @@ class Suite(BaseModel):
     batch_sizes: tuple[Annotated[int, Field(ge=1)], ...] = Field(default=(1,), min_length=1)
     rounds: int = Field(default=30, ge=2)
     steps: int = Field(default=1, ge=1)
+    warm_up: int = Field(default=0, ge=0)
     check_every: int = Field(default=5, ge=1)
     threads: int | None = Field(default=None, ge=1)
     compile_cache: Literal["cold", "warm"] = "cold"

@@ -140,7 +140,14 @@ def _round(
 
 def _turn(entry: Entry, workers: Mapping[str, Asked], suite: Suite, number: int, *, check: bool) -> dict[str, Any] | None:
     """The answer to one turn; None, and the entry out, when it failed."""
-    asked = {"key": entry.case.contestant, "number": number, "seed": suite.seed, "steps": suite.steps, "check": check}
+    asked = {
+        "key": entry.case.contestant,
+        "number": number,
+        "seed": suite.seed,
+        "steps": suite.steps,
+        "warm_up": suite.warm_up,
+        "check": check,
+    }
     try:
         return workers[entry.case.framework].ask("turn", **asked)
     except Failed as error:

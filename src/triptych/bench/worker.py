@@ -145,13 +145,15 @@ class Worker:
             "data": None if held.pipeline is None else held.pipeline.source.name,
         }  # fmt: skip
 
-    def _turn(self, key: str, number: int, seed: int, steps: int = 1, check: bool = False) -> Answer:
+    def _turn(self, key: str, number: int, seed: int, steps: int = 1, warm_up: int = 0, check: bool = False) -> Answer:
         """Seconds and joules of each of `steps` steps, on inputs of their own, numbered from `number` on; peak and growth of memory.
 
-        With `check` the first step starts from the first weights, and its outputs are told: logits; or the loss, and the loss of another
-        step on the same inputs, which shows what the first did to the weights.
+        `warm_up` steps come before, untimed, on the first inputs. With `check` the first timed step starts from the first weights, and its
+        outputs are told: logits; or the loss, and the loss of another step on the same inputs, which shows what the first did to the weights.
         """
         held = self.held[key]
+        for _ in range(warm_up):
+            held.contender.run(held.contender.stage(*self._batch(held, seed, number)))
         if check and held.mode != "inference":
             held.contender.start_from(load_file(held.given))
         return (self._bare if held.pipeline is None else self._with_data)(held, number, seed, steps, check).to_json()
