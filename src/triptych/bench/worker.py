@@ -149,7 +149,7 @@ class Worker:
         """Seconds and joules of each of `steps` steps, on inputs of their own, numbered from `number` on; peak and growth of memory.
 
         `warm_up` steps come before, untimed, on the first inputs. With `check` the first timed step starts from the first weights, and its
-        outputs are told: logits; or the loss, and the loss of another step on the same inputs, which shows what the first did to the weights.
+        outputs are told: logits; or the loss, and that of another step on the same inputs, which shows what the first did to the weights.
         """
         held = self.held[key]
         for _ in range(warm_up):
