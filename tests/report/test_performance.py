@@ -36,10 +36,10 @@ TRAINED = {
 
 
 def bench(
-    name: str, seconds: dict[str, float | None], mode: str = "inference", model: str = "resnet50", width: float = 0.02
+    name: str, seconds: dict[str, float | None], mode: str = "inference", model: str = "resnet50", width: float = 0.02, size: int = 8
 ) -> dict[str, Any]:
-    """A record of `triptych bench` at batch 8: who takes how long, with intervals `width` wide on both sides; None has failed."""
-    rows = [row(*contestant.split("/"), mode, model, value) for contestant, value in seconds.items()]
+    """A record of `triptych bench` at batch `size`: who takes how long, with intervals `width` wide on both sides; None failed."""
+    rows = [{**row(*contestant.split("/"), mode, model, value), "batch_size": size} for contestant, value in seconds.items()]
     timed = [(contestant, value) for contestant, value in seconds.items() if value is not None]
     pairs = [
         {
@@ -48,7 +48,7 @@ def bench(
         }
         for (a, x), (b, y) in itertools.combinations(timed, 2)
     ]  # fmt: skip
-    group = {"model": model, "mode": mode, "batch_size": 8, "rounds": 20, "noisy_rounds": 3, "a_a": {"smallest_difference": 0.01}}
+    group = {"model": model, "mode": mode, "batch_size": size, "rounds": 20, "noisy_rounds": 3, "a_a": {"smallest_difference": 0.01}}
     return {
         "schema": 1, "environment": ENVIRONMENT, "command": f"triptych bench {name}", "suite": {"name": name, "new": 1}, "rows": rows,
         "frameworks": {name: {"import_seconds": 2.0, "lines_of_code": 5} for name in FRAMEWORKS},
@@ -120,7 +120,7 @@ def whole() -> dict[str, Any]:
     ]
     return {
         "bench/inference.json": bench("inference", SERVED),
-        "bench/resnet50.json": bench("resnet50", TRAINED, mode="training_step"),
+        "bench/training.json": bench("training", TRAINED, mode="training_step", size=32),
         "profile/resnet50.json": {
             **profiled, "rows": [{"framework": name, **step, "top": top} for name in FRAMEWORKS] + [{"framework": "x", "failure": "broke"}],
         },
@@ -178,6 +178,15 @@ def test_a_lane_that_is_too_slow_fails_its_bar(slower: dict[str, float], text: s
     assert any(text in each for each in fallen)
 
 
+def test_a_training_step_is_held_to_its_bars_at_a_batch_one_trains_on(tmp_path: Path) -> None:
+    slow = {f"{name}/{lane}": 1.0 for name in FRAMEWORKS for lane in ("default", "tuned", "stock")}
+    told = {}
+    for size in (8, 32):
+        evidence = evidence_of(tmp_path / str(size), {"bench/x.json": bench("x", slow, mode="training_step", size=size)})
+        told[size] = [claim.holds for claim in bars(evidence) if claim.text.startswith("Training step")]
+    assert told == {8: [], 32: [True, False] * len(FRAMEWORKS)}
+
+
 def test_the_lower_end_counts_where_it_is_asked_for(tmp_path: Path) -> None:
     wide = evidence_of(tmp_path, {"bench/inference.json": bench("inference", SERVED, width=0.08)})
     assert [claim.holds for claim in bars(wide)][:2] == [True, False]
@@ -204,7 +213,7 @@ def test_an_empty_folder_names_every_command_and_claims_nothing(tmp_path: Path) 
 
 def test_every_part_has_its_table(tmp_path: Path) -> None:
     evidence = evidence_of(tmp_path, whole())
-    assert not [part for part in evidence.missing if part in measurements.COMMANDS and part != "bench_quick"]
+    assert not [part for part in evidence.missing if part in measurements.COMMANDS and part not in ("bench_quick", "bench_resnet50")]
     shown = [*performance(evidence), *debugging(evidence), *exported(evidence)]
     captions = " ".join(block.caption for block in shown if isinstance(block, (Table, Picture)))
     for words in (

@@ -15,6 +15,8 @@ from triptych.report.wording import bounds, contestant, listing, mode_title, tim
 
 MODEL = "resnet50"
 SERVED = "bench_inference"
+TRAINED = 32
+"""Images of the smallest batch that a ResNet-50 is trained on; what a step of fewer takes stands in the tables of its suite."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,6 +30,8 @@ class Bar:
     least: float
     words: str
     lower_end: bool = False
+    from_batch: int = 1
+    """The smallest batch at which it is asked."""
 
     @property
     def asked(self) -> str:
@@ -52,7 +56,7 @@ INFERENCE = (
     Bar("jax", "inference", TUNED, (f"jax/{STOCK}",), 1.4, "a plain jit of plain Flax"),
 )
 TRAINING = tuple(
-    Bar(name, "training_step", lanes, (f"{name}/{STOCK}",), least, "the stock one", lanes == ("default",))
+    Bar(name, "training_step", lanes, (f"{name}/{STOCK}",), least, "the stock one", lanes == ("default",), TRAINED)
     for name, ratio in STEP_RATIO.items()
     for lanes, least in ((("default",), STEP_LOWER_END), (TUNED, ratio))
 )
@@ -73,9 +77,14 @@ def _unshown(bar: Bar, evidence: Evidence) -> Claim:
 
 def _claims(bar: Bar, suite: Suite) -> Iterator[Claim]:
     for group in suite.together():
-        claim = _claim(bar, suite, group) if (group[0].model, group[0].mode) == (MODEL, bar.mode) else None
+        claim = _claim(bar, suite, group) if asked(bar, group[0]) else None
         if claim is not None:
             yield claim
+
+
+def asked(bar: Bar, row: Timed) -> bool:
+    """Whether the bar is asked of a group with this row."""
+    return (row.model, row.mode) == (MODEL, bar.mode) and row.batch_size >= bar.from_batch
 
 
 def _claim(bar: Bar, suite: Suite, group: list[Timed]) -> Claim | None:

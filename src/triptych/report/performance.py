@@ -61,7 +61,7 @@ def _weather(suite: Suite) -> str:
     floors = [group.smallest_difference for group in suite.groups if group.smallest_difference is not None]
     apart = " to ".join(dict.fromkeys(f"{floor:.0%}" for floor in (min(floors), max(floors)))) if floors else ""
     least = f" A lane run twice differs from itself by {apart}, depending on the group: less than that means nothing." if floors else ""
-    told = f": {rounds} rounds, {noisy} of them while the machine was busy with something else." if rounds else "."
+    told = f": {rounds} rounds, {noisy} of them marked: a slow kernel, stolen time, or waiting for a core." if rounds else "."
     warm = " Compiled programs of an earlier process were there." if suite.compile_cache == "warm" else ""
     return f"Suite {suite.name}, {len(suite.rows)} cases{hardware}{told}{least}{warm}"
 
