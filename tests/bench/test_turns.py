@@ -158,6 +158,7 @@ class Sensitive:
         (0.0, 8e-5, "its loss after the update is 1.1e-05 from pytorch/default's, more than 1.0e-05"),
         (1e-4, 4.9e-4, None),
         (1e-4, 5.1e-4, "its loss after the update is 7.3e-05 from pytorch/default's, more than 7.1e-05"),
+        (1.0, 3.6e-2, "its loss after the update is 5.1e-03 from pytorch/default's, more than 5.0e-03"),
     ],
 )
 def test_after_an_update_a_lane_may_stray_as_rounding_lets_the_reference_stray(lab: Any, gain: float, off: float, why: str | None) -> None:
@@ -168,6 +169,23 @@ def test_after_an_update_a_lane_may_stray_as_rounding_lets_the_reference_stray(l
     suite = lab.suite(modes=["training_step"], frameworks=["pytorch", "tensorflow"], steps=2)
     good, other = lab.group(suite, {"pytorch": worker(0.0), "tensorflow": worker(off)}).entries
     assert (good.failure, other.failure) == (None, why)
+
+
+def test_who_ends_while_its_rounding_is_measured_takes_nobody_with_it(lab: Any) -> None:
+    class Ends(lab.Local):  # type: ignore[misc, name-defined]
+        def ask(self, do: str, **given: Any) -> dict[str, Any]:
+            if do == "stray":
+                raise Failed("ProcessEnded", "the process was killed")
+            return dict(super().ask(do, **given))
+
+    suite = lab.suite(modes=["training_step"], frameworks=["pytorch", "tensorflow"])
+    other = Sensitive(1e-4, 0.0)
+    sensitive = lab.Local("pytorch", lambda contender: dataclasses.replace(contender, run=other.run, start_from=other.start_from))
+    dead, alive = lab.group(suite, {"pytorch": Ends("pytorch"), "tensorflow": sensitive}).entries
+    assert dead.failure == "ProcessEnded: the process was killed"
+    assert alive.failure is None
+    assert alive.checks.against == "tensorflow/default"
+    assert alive.checks.tolerances[1] == pytest.approx(5 * 1e-4 / 7)
 
 
 def test_outputs_that_are_no_numbers_cost_the_lane_its_row(lab: Any) -> None:

@@ -16,7 +16,7 @@ from triptych.core import contract, environment, workers
 from triptych.core.difference import error_at_scale, magnitude
 from triptych.core.errors import TriptychError
 from triptych.core.spec import Spec
-from triptych.core.tolerance import FREE_RUN_RATIO, LOGITS_FLOAT32
+from triptych.core.tolerance import FREE_RUN_HORIZON, FREE_RUN_RATIO, LOGITS_FLOAT32
 from triptych.parity import plan as plans
 from triptych.parity.certify import certify
 from triptych.parity.observation import write_json
@@ -94,9 +94,9 @@ def tolerances(strayed: list[Outputs], reference: Outputs) -> list[float]:
 
     After an update that is less than rounding makes of it: in the backward pass a ReLU whose input is within rounding of zero takes the
     other side. What that makes is measured, as on rung 8: `strayed` are the reference's own outputs when its weights move by one unit in
-    the last place, and a lane may differ `FREE_RUN_RATIO` times as far.
+    the last place, and a lane may differ `FREE_RUN_RATIO` times as far. Beyond `FREE_RUN_HORIZON` that is no evidence, and buys no more.
     """
-    rounding = max((errors(each, reference)[-1] for each in strayed), default=0.0)
+    rounding = min(FREE_RUN_HORIZON, max((errors(each, reference)[-1] for each in strayed), default=0.0))
     return [LOGITS_FLOAT32, *(max(LOGITS_FLOAT32, FREE_RUN_RATIO * rounding) for _ in reference[1:])]
 
 

@@ -167,24 +167,29 @@ def _check(group: Group, seen: list[tuple[Entry, dict[str, Any] | None]], worker
     equal = [(entry, found) for entry, found in outputs if entry.alive and entry.built["unequal"] is None]
     reference = next(((entry, found) for entry, found in equal if entry.case.ours), None)
     if reference is None:
-        return
+        return None
     if group.tolerances is None:
-        group.tolerances = tolerances(_strayed(reference[0], workers, suite), reference[1])
+        strayed = _strayed(reference[0], workers, suite)
+        if strayed is None:
+            return _check(group, seen, workers, suite)  # against the next one: nothing is known of this one's rounding
+        group.tolerances = tolerances(strayed, reference[1])
     for entry, found in equal:
         entry.checks = entry.checks or Checks(reference[0].case.contestant, group.tolerances)
         entry.checks.look(found, reference[1])
         if entry.checks.failure is not None:
             entry.fail(entry.checks.failure, "ParityFailed")
+    return None
 
 
-def _strayed(entry: Entry, workers: Mapping[str, Asked], suite: Suite) -> list[Outputs]:
-    """Outputs of the first check from weights one unit in the last place away, where the lane trains; none where it cannot say."""
+def _strayed(entry: Entry, workers: Mapping[str, Asked], suite: Suite) -> list[Outputs] | None:
+    """Outputs of the first check from weights one unit in the last place away, none unless the lane trains; None, and the entry out, when
+    it failed."""
     asked = {"key": entry.case.contestant, "number": 1, "seed": suite.seed, "perturbations": UPDATED_LOSS_PERTURBATIONS}
     try:
         return list(workers[entry.case.framework].ask("stray", **asked)["outputs"])
     except Failed as error:
         entry.fail(str(error), error.kind)
-        return []
+        return None
 
 
 def _release(worker: Asked) -> None:
