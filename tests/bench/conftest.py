@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 from safetensors.numpy import save_file
 
-from triptych.bench import record
+from triptych.bench import record, turns
 from triptych.bench.proof import Proof
 from triptych.bench.suite import Suite
 from triptych.bench.turns import Group, run_group
@@ -84,6 +84,12 @@ class Lab:
             made = record.make(suite, "triptych bench tiny", machine, {}, {"mlp": self.proof}, groups)
         record.write(path, made, groups)
         return made
+
+
+@pytest.fixture(autouse=True)
+def _without_rests(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nothing is made of the seconds here."""
+    monkeypatch.setattr(turns, "SETTLE_SECONDS", 0.0)
 
 
 @pytest.fixture(scope="session")

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
+import time
 from typing import Any
 
 import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
 
-from triptych.bench import record, session
+from triptych.bench import record, session, turns
 from triptych.bench.proof import Proof
 from triptych.bench.suite import Case
 from triptych.cli.bench import table
@@ -232,6 +233,24 @@ def test_a_process_that_ends_is_a_row_with_a_reason_and_the_others_go_on(lab: An
     assert alive["n"] == 6
     assert made["groups"][0]["a_a"] is None, "whom nobody can be compared with: the twin died"
     assert session.outcome(made).exit_code == 1  # type: ignore[union-attr]
+
+
+def test_threads_of_the_turn_before_have_come_to_rest(lab: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(turns, "SETTLE_SECONDS", 0.05)
+    ended, rests = [time.monotonic()], []
+    local = lab.Local("pytorch")
+    ask = local.ask
+
+    def noted(do: str, **given: Any) -> dict[str, Any]:
+        rests.extend([time.monotonic() - ended[0]] * (do == "turn"))
+        answer: dict[str, Any] = ask(do, **given)
+        ended[0] = time.monotonic()
+        return answer
+
+    monkeypatch.setattr(local, "ask", noted)
+    lab.group(lab.suite(frameworks=["pytorch"], rounds=3), {"pytorch": local})
+    assert len(rests) == 1 + 3 * 2, "the first check, and each round's turn and its twin"
+    assert min(rests) >= 0.05
 
 
 def test_what_a_machine_lacks_is_a_row_and_no_failure(lab: Any, tmp_path: Any) -> None:

@@ -8,6 +8,7 @@ makes of no difference at all.
 from __future__ import annotations
 
 import random
+import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -24,6 +25,8 @@ from triptych.export.runtimes import RUNTIMES
 
 Progress = Callable[[str], None]
 TWIN = "twin"
+SETTLE_SECONDS = 0.1
+"""Before each turn. Thread pools spin for a while when their work is done: the one before would take a core from the next."""
 
 
 @dataclass(slots=True)
@@ -148,6 +151,7 @@ def _turn(entry: Entry, workers: Mapping[str, Asked], suite: Suite, number: int,
         "warm_up": suite.warm_up,
         "check": check,
     }
+    time.sleep(SETTLE_SECONDS)
     try:
         return workers[entry.case.framework].ask("turn", **asked)
     except Failed as error:
