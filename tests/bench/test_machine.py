@@ -53,3 +53,12 @@ def test_no_worker_computes_with_another_processors_kernels(tmp_path: Path, monk
     conversation.Process("calibrator", tmp_path / "log", {"OMP_NUM_THREADS": "1"}, [], 1.0)
     assert "OPENBLAS_CORETYPE" not in told
     assert (told["OMP_NUM_THREADS"], told["PATH"]) == ("1", os.environ["PATH"])
+
+
+def test_a_rest_does_not_thin_out_what_disturbed_the_turns() -> None:
+    before = {"now": 10.0, "steal": 1.0, "pressure": 2.0}
+    after = {"now": 12.0, "steal": 1.0, "pressure": 2.15}
+    told = machine.weather(before, after, rested=1.0)
+    assert (told["seconds"], told["pressure"]) == (1.0, 0.15)
+    assert machine.reasons({"kernel_seconds": 1.0, **told}, 1.0) == ["tasks waited for a core 15% of the time"]
+    assert machine.reasons({"kernel_seconds": 1.0, **machine.weather(before, after)}, 1.0) == []

@@ -248,9 +248,10 @@ def test_threads_of_the_turn_before_have_come_to_rest(lab: Any, monkeypatch: pyt
         return answer
 
     monkeypatch.setattr(local, "ask", noted)
-    lab.group(lab.suite(frameworks=["pytorch"], rounds=3), {"pytorch": local})
+    group = lab.group(lab.suite(frameworks=["pytorch"], rounds=3), {"pytorch": local})
     assert len(rests) == 1 + 3 * 2, "the first check, and each round's turn and its twin"
     assert min(rests) >= 0.05
+    assert min(each["seconds"] for each in group.rounds) < 2 * 0.05, "the rests are no part of a round"
 
 
 def test_what_a_machine_lacks_is_a_row_and_no_failure(lab: Any, tmp_path: Any) -> None:

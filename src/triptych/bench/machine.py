@@ -56,9 +56,12 @@ def counters() -> dict[str, float | None]:
     }
 
 
-def weather(before: dict[str, float | None], after: dict[str, float | None]) -> dict[str, float | None]:
-    """Between two `counters`: seconds, the shares of stolen time (of all cores) and of waiting for a core, and the clock rate now."""
-    seconds = max(1e-9, (after["now"] or 0.0) - (before["now"] or 0.0))
+def weather(before: dict[str, float | None], after: dict[str, float | None], rested: float = 0.0) -> dict[str, float | None]:
+    """Between two `counters`: seconds, the shares of stolen time (of all cores) and of waiting for a core, and the clock rate now.
+
+    The `rested` seconds in which nobody was asked for anything are no part of the whole: they would thin out what disturbed the rest.
+    """
+    seconds = max(1e-9, (after["now"] or 0.0) - (before["now"] or 0.0) - rested)
 
     def share(name: str, of: float) -> float | None:
         a, b = before[name], after[name]

@@ -125,7 +125,9 @@ def _round(
         order.append((twin, True))
     shuffle.shuffle(order)
     seen: list[tuple[Entry, dict[str, Any] | None]] = []
+    rested = 0.0
     for entry, second in order:
+        rested += SETTLE_SECONDS * entry.alive
         answer = _turn(entry, workers, suite, 1 + number * suite.steps, check=check) if entry.alive else None
         if answer is None:
             continue
@@ -138,7 +140,8 @@ def _round(
     if check:
         _check(group, seen, workers, suite)
     names = [f"{entry.case.contestant}/{TWIN}" if second else entry.case.contestant for entry, second in order]
-    group.rounds.append({"kernel_seconds": kernel, **machine.weather(before, machine.counters()), "order": names})
+    weather = machine.weather(before, machine.counters(), rested)
+    group.rounds.append({"kernel_seconds": kernel, **weather, "order": names})
 
 
 def _turn(entry: Entry, workers: Mapping[str, Asked], suite: Suite, number: int, *, check: bool) -> dict[str, Any] | None:
