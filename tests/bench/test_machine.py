@@ -1,9 +1,13 @@
-"""Energy from the counters of the processor packages, where there are any."""
+"""Energy from the counters of the processor packages, where there are any; and what cores do for others."""
 
 from __future__ import annotations
 
 import os
+import subprocess
+import sys
+import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -55,10 +59,45 @@ def test_no_worker_computes_with_another_processors_kernels(tmp_path: Path, monk
     assert (told["OMP_NUM_THREADS"], told["PATH"]) == ("1", os.environ["PATH"])
 
 
-def test_a_rest_does_not_thin_out_what_disturbed_the_turns() -> None:
-    before = {"now": 10.0, "steal": 1.0, "pressure": 2.0}
-    after = {"now": 12.0, "steal": 1.0, "pressure": 2.15}
-    told = machine.weather(before, after, rested=1.0)
-    assert (told["seconds"], told["pressure"]) == (1.0, 0.15)
-    assert machine.reasons({"kernel_seconds": 1.0, **told}, 1.0) == ["tasks waited for a core 15% of the time"]
-    assert machine.reasons({"kernel_seconds": 1.0, **machine.weather(before, after)}, 1.0) == []
+def process(folder: Path, pid: int, parent: int, ticks: tuple[int, int, int, int]) -> None:
+    """A process as Linux shows it: user, system, and those of its children that have ended."""
+    (folder / str(pid)).mkdir()
+    (folder / str(pid) / "stat").write_text(f"{pid} (a name) of 2) S {parent} {'0 ' * 9}{' '.join(map(str, ticks))} 20 0\n")
+
+
+def test_what_cores_do_for_others_is_what_no_process_of_ours_did(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(machine, "PROC", tmp_path)
+    ours = os.getpid()
+    (tmp_path / "stat").write_text("cpu  1000 20 300 99999 88 7 5 66 0 0\ncpu0 1 2 3 4\n")
+    process(tmp_path, ours, 1, (400, 30, 20, 10))
+    process(tmp_path, 10**7, ours, (100, 5, 0, 0))
+    process(tmp_path, 10**7 + 1, 10**7, (7, 0, 0, 0))
+    process(tmp_path, 10**7 + 2, 1, (500, 500, 0, 0))
+    (tmp_path / str(10**7 + 3)).mkdir()
+    told = machine.counters()
+    assert told["others"] == pytest.approx((1000 + 20 + 300 + 7 + 5 - 460 - 105 - 7) / os.sysconf("SC_CLK_TCK"))
+    assert told["steal"] == pytest.approx(66 / os.sysconf("SC_CLK_TCK"))
+    assert told["pressure"] is None
+    monkeypatch.setattr(machine, "PROC", tmp_path / "absent")
+    assert machine.counters()["others"] is None
+
+
+@pytest.mark.skipif(machine.counters()["others"] is None, reason="the system does not tell")
+def test_another_program_is_seen_and_marks_a_round() -> None:
+    before = machine.counters()
+    burner = "import os, time; os.fork() and os._exit(0); end = time.monotonic() + 1\nwhile time.monotonic() < end: pass"
+    subprocess.run([sys.executable, "-c", burner], check=True)  # its child is nobody's: its parent has ended
+    time.sleep(1.0)
+    told = machine.weather(before, machine.counters())
+    assert told["others"] is not None
+    assert told["others"] > 0.3 / (os.cpu_count() or 1)
+    calm: dict[str, Any] = {"kernel_seconds": 1.0, "steal": 0.0, "pressure": 0.9, "others": 0.0}
+    assert machine.reasons(calm, 1.0) == [], "a lane's own threads wait for a core, too"
+    (reason,) = machine.reasons({**calm, "others": max(told["others"], 0.06)}, 1.0)
+    assert reason.startswith("other programs took")
+
+
+def test_a_rest_does_not_thin_out_how_long_tasks_waited() -> None:
+    before: dict[str, float | None] = {"now": 10.0, "steal": 1.0, "others": None, "pressure": 2.0}
+    told = machine.weather(before, {"now": 12.0, "steal": 1.0, "others": None, "pressure": 2.15}, rested=1.0)
+    assert (told["seconds"], told["pressure"], told["others"]) == (2.0, 0.15, None)

@@ -31,6 +31,7 @@ def test_frameworks_take_turns_and_agree_while_they_are_timed(lab: Any, mode: st
     orders = [tuple(each["order"]) for each in group.rounds]
     assert len(set(orders)) > 1, "the order of turns is drawn anew"
     assert all(len(order) == len(FRAMEWORKS) + 1 for order in orders)
+    assert all(each["others"] is None or 0.0 <= each["others"] <= 1.0 for each in group.rounds)
     made = lab.record(tmp_path / "tiny.json", suite, [group])
     assert session.outcome(made) is None
     for row in made["rows"]:
@@ -248,10 +249,9 @@ def test_threads_of_the_turn_before_have_come_to_rest(lab: Any, monkeypatch: pyt
         return answer
 
     monkeypatch.setattr(local, "ask", noted)
-    group = lab.group(lab.suite(frameworks=["pytorch"], rounds=3), {"pytorch": local})
+    lab.group(lab.suite(frameworks=["pytorch"], rounds=3), {"pytorch": local})
     assert len(rests) == 1 + 3 * 2, "the first check, and each round's turn and its twin"
     assert min(rests) >= 0.05
-    assert min(each["seconds"] for each in group.rounds) < 2 * 0.05, "the rests are no part of a round"
 
 
 def test_what_a_machine_lacks_is_a_row_and_no_failure(lab: Any, tmp_path: Any) -> None:

@@ -14,9 +14,10 @@ import numpy as np
 KERNEL, KERNEL_REPEATS = 384, 5
 """The calibration kernel: a product of two float32 matrices of this size, the median of so many."""
 PEAK, PEAK_SECONDS = 1024, 1.0
-POWERCAP = Path("/sys/class/powercap")
-KERNEL_LIMIT, STEAL_LIMIT, PRESSURE_LIMIT = 1.25, 0.01, 0.10
-"""A round is marked noisy when the kernel took so many times its median, or the machine withheld or contended its cores that long."""
+POWERCAP, PROC = Path("/sys/class/powercap"), Path("/proc")
+KERNEL_LIMIT, STEAL_LIMIT, OTHERS_LIMIT = 1.25, 0.01, 0.05
+"""A round is marked noisy when the kernel took so many times its median, or when such a share of all cores' time was withheld by the
+machine or went to other programs. Waiting for a core is recorded and marks nothing: a lane's own threads wait for each other."""
 
 
 def kernel_seconds() -> float:
@@ -46,31 +47,54 @@ def _seconds(a: np.ndarray) -> float:
 
 
 def counters() -> dict[str, float | None]:
-    """Running totals in seconds: now, stolen from this virtual machine (over all cores), and in which some task waited for a core."""
-    times = _read("/proc/stat").partition("\n")[0].split()
-    pressure = re.search(r"^some .*total=(\d+)", _read("/proc/pressure/cpu"), re.M)
+    """Running totals in seconds: now; over all cores, stolen from this virtual machine, and worked for others (`_others`); and in which
+    some task waited for a core."""
+    times = _read(PROC / "stat").partition("\n")[0].split()
+    pressure = re.search(r"^some .*total=(\d+)", _read(PROC / "pressure/cpu"), re.M)
     return {
         "now": time.monotonic(),
         "steal": int(times[8]) / os.sysconf("SC_CLK_TCK") if len(times) > 8 else None,
+        "others": _others(times) if len(times) > 7 else None,
         "pressure": int(pressure[1]) / 1e6 if pressure else None,
     }
 
 
-def weather(before: dict[str, float | None], after: dict[str, float | None], rested: float = 0.0) -> dict[str, float | None]:
-    """Between two `counters`: seconds, the shares of stolen time (of all cores) and of waiting for a core, and the clock rate now.
+def _others(times: list[str]) -> float:
+    """Seconds that cores worked for others than this process and its descendants, alive or ended; what the kernel does for nobody in
+    particular is others'. `times` is the line of all cores."""
+    user, nice, system, _, _, interrupts, soft = map(int, times[1:8])
+    children: dict[int, list[int]] = {}
+    ticks = {}
+    for stat in PROC.glob("[0-9]*/stat"):
+        fields = _read(stat).rpartition(")")[2].split()  # the name before may have blanks; a process may have ended meanwhile
+        if fields:
+            children.setdefault(int(fields[1]), []).append(int(stat.parent.name))
+            ticks[int(stat.parent.name)] = sum(map(int, fields[11:15]))  # its own, and those of its children that have ended
+    family = [os.getpid()]
+    for process in family:
+        family += children.get(process, ())
+    ours = sum(ticks.get(process, 0) for process in family)
+    return (user + nice + system + interrupts + soft - ours) / os.sysconf("SC_CLK_TCK")
 
-    The `rested` seconds in which nobody was asked for anything are no part of the whole: they would thin out what disturbed the rest.
+
+def weather(before: dict[str, float | None], after: dict[str, float | None], rested: float = 0.0) -> dict[str, float | None]:
+    """Between two `counters`: seconds; the shares of all cores' time that were stolen and that others took, and of the time in which a
+    task waited for a core; and the clock rate now.
+
+    The `rested` seconds, in which none of ours worked, are no part of the time in which a task may have waited: they would thin it out.
     """
-    seconds = max(1e-9, (after["now"] or 0.0) - (before["now"] or 0.0) - rested)
+    seconds = max(1e-9, (after["now"] or 0.0) - (before["now"] or 0.0))
+    cores = os.cpu_count() or 1
 
     def share(name: str, of: float) -> float | None:
         a, b = before[name], after[name]
-        return None if a is None or b is None else round((b - a) / of, 4)
+        return None if a is None or b is None else round(max(0.0, b - a) / of, 4)
 
     return {
         "seconds": seconds,
-        "steal": share("steal", seconds * (os.cpu_count() or 1)),
-        "pressure": share("pressure", seconds),
+        "steal": share("steal", seconds * cores),
+        "others": share("others", seconds * cores),
+        "pressure": share("pressure", max(1e-9, seconds - rested)),
         "mhz": _mhz(),
     }
 
@@ -82,8 +106,8 @@ def reasons(round_: dict[str, Any], kernel_median: float) -> list[str]:
         found.append(f"the kernel took {round_['kernel_seconds'] / kernel_median:.2f} times its median")
     if (round_["steal"] or 0.0) > STEAL_LIMIT:
         found.append(f"{round_['steal']:.1%} of the time was stolen")
-    if (round_["pressure"] or 0.0) > PRESSURE_LIMIT:
-        found.append(f"tasks waited for a core {round_['pressure']:.0%} of the time")
+    if (round_["others"] or 0.0) > OTHERS_LIMIT:
+        found.append(f"other programs took {round_['others']:.0%} of the cores' time")
     return found
 
 

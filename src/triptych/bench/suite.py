@@ -55,7 +55,7 @@ class Suite(BaseModel):
     batch_sizes: tuple[Annotated[int, Field(ge=1)], ...] = Field(default=(1,), min_length=1)
     rounds: int = Field(default=30, ge=2)
     steps: int = Field(default=1, ge=1)
-    warm_up: int = Field(default=0, ge=0)
+    warm_up: int = Field(default=1, ge=0)
     check_every: int = Field(default=5, ge=1)
     threads: int | None = Field(default=None, ge=1)
     compile_cache: Literal["cold", "warm"] = "cold"

@@ -83,7 +83,8 @@ class Turns:
 
 @dataclass(frozen=True, slots=True)
 class Suite:
-    """One record of `triptych bench`; `file` is its path below the records, `hardware` what it was measured on."""
+    """One record of `triptych bench`; `file` is its path below the records, `hardware` what it was measured on, `marked_for` what its
+    noisy rounds are marked for (`bench.machine.reasons`)."""
 
     name: str
     command: str
@@ -94,6 +95,7 @@ class Suite:
     import_seconds: dict[str, float] = field(default_factory=dict)
     hardware: str = ""
     compile_cache: str = "cold"
+    marked_for: tuple[str, ...] = ()
 
     def speed(self, ours: Timed, other: str) -> tuple[float, tuple[float, float]] | None:
         """How many times as fast `ours` is as another contestant of its group, and the interval; None unless both took turns."""

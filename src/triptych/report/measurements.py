@@ -74,6 +74,7 @@ def _suite(data: Mapping[str, Any], file: str) -> Suite:
         ),
         import_seconds={name: told["import_seconds"] for name, told in data.get("frameworks", {}).items() if "import_seconds" in told},
         hardware=hardware(data.get("environment")), compile_cache=data["suite"].get("compile_cache", "cold"),
+        marked_for=tuple(data.get("machine", {}).get("limits", ())),
     )  # fmt: skip
 
 

@@ -13,9 +13,16 @@ from triptych.report.measured import STOCK, Suite, Timed
 from triptych.report.measurements import SUITES
 from triptych.report.tables import claim_table, columns
 from triptych.report.throughput import speeds, throughput
-from triptych.report.wording import bounds, contestant, duration, memory, mode_title, rate, times
+from triptych.report.wording import bounds, contestant, duration, listing, memory, mode_title, rate, times
 
 NO_BREAK = "\u00a0"
+MARKS = {
+    "kernel": "a fixed kernel was slow",
+    "steal": "the machine withheld time",
+    "others": "other programs took some",
+    "pressure": "threads, the lanes' own among them, waited for a core",
+}
+"""Why rounds are marked noisy, by what a record says that it asked; older ones asked for pressure."""
 
 
 def performance(evidence: Evidence) -> Iterator[Block]:
@@ -61,7 +68,8 @@ def _weather(suite: Suite) -> str:
     floors = [group.smallest_difference for group in suite.groups if group.smallest_difference is not None]
     apart = " to ".join(dict.fromkeys(f"{floor:.0%}" for floor in (min(floors), max(floors)))) if floors else ""
     least = f" A lane run twice differs from itself by {apart}, depending on the group: less than that means nothing." if floors else ""
-    told = f": {rounds} rounds, {noisy} of them marked: a slow kernel, stolen time, or waiting for a core." if rounds else "."
+    why = listing([MARKS[mark] for mark in suite.marked_for if mark in MARKS], "or")
+    told = f": {rounds} rounds, {noisy} of them marked{f' ({why})' if why else ''}." if rounds else "."
     warm = " Compiled programs of an earlier process were there." if suite.compile_cache == "warm" else ""
     return f"Suite {suite.name}, {len(suite.rows)} cases{hardware}{told}{least}{warm}"
 

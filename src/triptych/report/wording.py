@@ -68,9 +68,9 @@ def size(count: int) -> str:
     return str(count)
 
 
-def listing(names: list[str]) -> str:
+def listing(names: list[str], last: str = "and") -> str:
     """`a`, `a and b`, `a, b and c`."""
-    return names[0] if len(names) == 1 else f"{', '.join(names[:-1])} and {names[-1]}" if names else ""
+    return names[0] if len(names) == 1 else f"{', '.join(names[:-1])} {last} {names[-1]}" if names else ""
 
 
 def bounds(interval: Sequence[float] | None, digits: int = 2) -> str:
