@@ -239,18 +239,21 @@ def test_a_process_that_ends_is_a_row_with_a_reason_and_the_others_go_on(lab: An
 def test_threads_of_the_turn_before_have_come_to_rest(lab: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(turns, "SETTLE_SECONDS", 0.05)
     ended, rests = [time.monotonic()], []
-    local = lab.Local("pytorch")
-    ask = local.ask
+    local, calibrator = lab.Local("pytorch"), lab.Metronome
 
-    def noted(do: str, **given: Any) -> dict[str, Any]:
-        rests.extend([time.monotonic() - ended[0]] * (do == "turn"))
-        answer: dict[str, Any] = ask(do, **given)
-        ended[0] = time.monotonic()
-        return answer
+    def noting(ask: Any) -> Any:
+        def noted(*given: Any, **named: Any) -> dict[str, Any]:
+            rests.extend([time.monotonic() - ended[0]] * (given[-1] in ("turn", "kernel")))
+            answer: dict[str, Any] = ask(*given, **named)
+            ended[0] = time.monotonic()
+            return answer
 
-    monkeypatch.setattr(local, "ask", noted)
+        return noted
+
+    monkeypatch.setattr(local, "ask", noting(local.ask))
+    monkeypatch.setattr(calibrator, "ask", noting(calibrator.ask))
     lab.group(lab.suite(frameworks=["pytorch"], rounds=3), {"pytorch": local})
-    assert len(rests) == 1 + 3 * 2, "the first check, and each round's turn and its twin"
+    assert len(rests) == 1 + 3 * 3, "the first check, and each round's kernel, turn and twin"
     assert min(rests) >= 0.05
 
 

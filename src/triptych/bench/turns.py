@@ -26,7 +26,7 @@ from triptych.export.runtimes import RUNTIMES
 Progress = Callable[[str], None]
 TWIN = "twin"
 SETTLE_SECONDS = 0.1
-"""Before each turn. Thread pools spin for a while when their work is done: the one before would take a core from the next."""
+"""Before each turn, the kernel's too. Thread pools spin for a while when their work is done: one would take a core from the next."""
 
 
 @dataclass(slots=True)
@@ -118,6 +118,7 @@ def _round(
 ) -> None:
     """Everybody once in random order, and the twin a second time; outputs are compared when all have had their turn."""
     before = machine.counters()
+    time.sleep(SETTLE_SECONDS)
     kernel = calibrator.ask("kernel")["seconds"]
     check = number % suite.check_every == 0
     order: list[tuple[Entry, bool]] = [(entry, False) for entry in group.entries if entry.alive]
@@ -125,7 +126,7 @@ def _round(
         order.append((twin, True))
     shuffle.shuffle(order)
     seen: list[tuple[Entry, dict[str, Any] | None]] = []
-    rested = 0.0
+    rested = SETTLE_SECONDS
     for entry, second in order:
         rested += SETTLE_SECONDS * entry.alive
         answer = _turn(entry, workers, suite, 1 + number * suite.steps, check=check) if entry.alive else None
