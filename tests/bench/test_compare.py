@@ -112,6 +112,22 @@ def test_what_was_set_otherwise_is_told(lab: Any, tmp_path: Path) -> None:
     assert "set otherwise: threads, 1 in the old record, 8 in the new" in compare.table(result)
 
 
+def test_seconds_of_another_kernel_correct_nothing(lab: Any, tmp_path: Path) -> None:
+    old, new = synthetic(lab, tmp_path / "old.json", 1, noise=0.02), synthetic(lab, tmp_path / "new.json", 2, noise=0.02)
+    samples = tmp_path / "old.samples.jsonl"
+    lines = [json.loads(line) for line in samples.read_text().splitlines()]
+    for each in lines[1]["rounds"]:
+        each["kernel_seconds"] *= 7.0
+    samples.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    assert compare.compare(old, new)["rows"][0]["verdict"] == "slower"
+    made = json.loads(old.read_text())
+    del made["machine"]["kernel"]  # as in a record of an earlier version
+    old.write_text(json.dumps(made))
+    result = compare.compare(old, new)
+    assert result["unlike"] == {"kernel": [None, [16, 64, 64]]}
+    assert result["rows"][0]["verdict"] == "same"
+
+
 def slowed(factor: float) -> Any:
     """What makes a contender take `factor` times as long."""
 

@@ -16,7 +16,7 @@ FLOOR = 0.02
 
 
 def compare(old: Path, new: Path) -> dict[str, Any]:
-    """Each case that both records have: the ratio new / old, corrected by the calibration kernel of each, and a verdict.
+    """Each case that both records have: the ratio new / old, corrected by the calibration kernel of each if it was the same, and a verdict.
 
     InputRefused for files that are no records, or that have no case in common.
     """
@@ -24,19 +24,20 @@ def compare(old: Path, new: Path) -> dict[str, Any]:
     olds, news = _cases(lines_old), _cases(lines_new)
     kernels = _kernels(lines_old), _kernels(lines_new)
     floors = _floors(made_old), _floors(made_new)
-    rows = []
+    otherwise, rows = unlike(made_old, made_new), []
     for key in [key for key in olds if key in news]:
         case = {name: news[key][name] for name in record.IDENTITY}
         group = _group(case)
         seconds = record.medians(news[key]["turns"]), record.medians(olds[key]["turns"])
-        ratio, interval = statistics.unpaired_interval(*seconds, kernels[1][group], kernels[0][group])
+        beside = () if "kernel" in otherwise else (kernels[1][group], kernels[0][group])
+        ratio, interval = statistics.unpaired_interval(*seconds, *beside)
         floor = max(FLOOR, *(each.get(group, 0.0) for each in floors))
         rows.append({**case, "ratio": ratio, "interval": interval, "floor": floor, "verdict": verdict(interval, floor)})
     if not rows:
         raise InputRefused(f"{old} and {new} have no case in common: compare two runs of one suite")
     return {
         "schema": record.SCHEMA, "threshold": THRESHOLD, "rows": rows,
-        "unlike": unlike(made_old, made_new),
+        "unlike": otherwise,
         "only_old": [json.loads(key) for key in olds if key not in news], "only_new": [json.loads(key) for key in news if key not in olds],
     }  # fmt: skip
 
@@ -46,7 +47,7 @@ def unlike(old: dict[str, Any], new: dict[str, Any]) -> dict[str, list[Any]]:
     told = [
         {
             "threads": made["machine"]["threads"], "steps": made["suite"]["steps"], "data": made["suite"].get("data"),
-            "warm_up": made["suite"].get("warm_up", 0),
+            "warm_up": made["suite"].get("warm_up", 0), "kernel": made["machine"].get("kernel"),
             "processor": made["environment"].get("cpu", {}).get("model"), "versions": made["environment"].get("versions"),
         }
         for made in (old, new)

@@ -11,9 +11,10 @@ from typing import Any
 
 import numpy as np
 
-KERNEL, KERNEL_REPEATS = 384, 5
-"""The calibration kernel: a product of two float32 matrices of this size, the median of so many."""
-PEAK, PEAK_SECONDS = 1024, 1.0
+KERNEL, KERNEL_SECONDS = (16, 64, 64), 0.02
+"""The calibration kernel: products of float32 matrices in a stack of this shape, the median of so long. So small that BLAS has one thread
+compute each: with two, the scheduler put both on one core for some milliseconds, and the kernel took 2 to 15 times as long."""
+PEAK, PEAK_SECONDS = (1024, 1024), 1.0
 POWERCAP, PROC = Path("/sys/class/powercap"), Path("/proc")
 KERNEL_LIMIT, STEAL_LIMIT, OTHERS_LIMIT = 1.25, 0.01, 0.05
 """A round is marked noisy when the kernel took so many times its median, or when such a share of all cores' time was withheld by the
@@ -22,28 +23,24 @@ machine or went to other programs. Waiting for a core is recorded and marks noth
 
 def kernel_seconds() -> float:
     """Median time of the calibration kernel, now."""
-    a = _matrix(KERNEL)
-    return float(np.median([_seconds(a) for _ in range(KERNEL_REPEATS)]))
+    return float(np.median(_products(KERNEL, KERNEL_SECONDS)))
 
 
 def peak_flops() -> float:
     """Floating-point operations a second of the fastest of a second's worth of large matrix products: this machine's measured peak."""
-    a = _matrix(PEAK)
-    _seconds(a)
-    fastest, end = float("inf"), time.perf_counter() + PEAK_SECONDS
-    while time.perf_counter() < end:
-        fastest = min(fastest, _seconds(a))
-    return 2.0 * PEAK**3 / fastest
+    return 2.0 * PEAK[0] ** 3 / min(_products(PEAK, PEAK_SECONDS))
 
 
-def _matrix(size: int) -> np.ndarray:
-    return np.random.default_rng(0).standard_normal((size, size), dtype=np.float32)
-
-
-def _seconds(a: np.ndarray) -> float:
-    started = time.perf_counter()
-    a @ a
-    return time.perf_counter() - started
+def _products(shape: tuple[int, ...], seconds: float) -> list[float]:
+    """Seconds of each product of a matrix, or of each in a stack of them, with itself, one after the other for so long."""
+    a = np.random.default_rng(0).standard_normal(shape, dtype=np.float32)
+    taken: list[float] = []
+    end = time.perf_counter() + seconds
+    while not taken or time.perf_counter() < end:
+        started = time.perf_counter()
+        a @ a
+        taken.append(time.perf_counter() - started)
+    return taken
 
 
 def counters() -> dict[str, float | None]:

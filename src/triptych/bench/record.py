@@ -42,6 +42,7 @@ def make(
             **machine_,
             "flops": CONVENTION + "; a training step is three forward passes",
             "energy": machine.energy_source(),
+            "kernel": list(machine.KERNEL),
             "limits": {"kernel": machine.KERNEL_LIMIT, "steal": machine.STEAL_LIMIT, "others": machine.OTHERS_LIMIT},
         },
         "frameworks": {name: {**told, "lines_of_code": lines_of_code(name)} for name, told in started.items()},
