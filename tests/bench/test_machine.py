@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from triptych.bench import machine
+from triptych.bench import machine, session
 from triptych.core import conversation, workers
 
 
@@ -57,6 +57,25 @@ def test_no_worker_computes_with_another_processors_kernels(tmp_path: Path, monk
     conversation.Process("calibrator", tmp_path / "log", {"OMP_NUM_THREADS": "1"}, [], 1.0)
     assert "OPENBLAS_CORETYPE" not in told
     assert (told["OMP_NUM_THREADS"], told["PATH"]) == ("1", os.environ["PATH"])
+
+
+def test_the_peak_is_the_highest_of_those_measured_between_the_groups(lab: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    peaks = iter([1.6e11, 2.0e11, 1.9e11])  # something else ran beside the first
+    local = lab.Local("pytorch")
+
+    class Calibrator(lab.Metronome):
+        def ask(self, do: str, **given: Any) -> dict[str, Any]:
+            return {"flops": next(peaks)} if do == "peak" else super().ask(do, **given)
+
+    monkeypatch.setattr(session, "prove", lambda *given: lab.proof)
+    monkeypatch.setattr(session.Processes, "start", lambda held, name: Calibrator() if name == session.CALIBRATOR else local)
+    suite = lab.suite(frameworks=["pytorch"], batch_sizes=[1, 4], rounds=2)
+    made = session.run(suite, "triptych bench tiny", tmp_path / "work", tmp_path / "tiny.json", lambda text: None)
+    assert made["machine"]["peak_flops"] == 2.0e11
+    assert next(peaks, None) is None, "before the first group, and after each"
+    assert [row["peak_share"] for row in made["rows"]] == [
+        pytest.approx(2.0 * row["macs"] * row["batch_size"] / row["median"] / 2.0e11) for row in made["rows"]
+    ]
 
 
 def process(folder: Path, pid: int, parent: int, ticks: tuple[int, int, int, int]) -> None:

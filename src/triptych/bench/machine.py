@@ -13,7 +13,7 @@ import numpy as np
 
 KERNEL, KERNEL_SECONDS = (16, 64, 64), 0.02
 """The calibration kernel: products of float32 matrices in a stack of this shape, the median of so long. So small that BLAS has one thread
-compute each: with two, the scheduler put both on one core for some milliseconds, and the kernel took 2 to 15 times as long."""
+compute each: with two, the scheduler may put both on one core for some milliseconds, and the kernel takes several times as long."""
 PEAK, PEAK_SECONDS = (1024, 1024), 1.0
 POWERCAP, PROC = Path("/sys/class/powercap"), Path("/proc")
 KERNEL_LIMIT, STEAL_LIMIT, OTHERS_LIMIT = 1.25, 0.01, 0.05
