@@ -213,7 +213,11 @@ def test_an_empty_folder_names_every_command_and_claims_nothing(tmp_path: Path) 
 
 def test_every_part_has_its_table(tmp_path: Path) -> None:
     evidence = evidence_of(tmp_path, whole())
-    assert not [part for part in evidence.missing if part in measurements.COMMANDS and part not in ("bench_quick", "bench_resnet50")]
+    assert not [
+        part
+        for part in evidence.missing
+        if part in measurements.COMMANDS and part not in ("bench_latency", "bench_quick", "bench_resnet50")
+    ]
     shown = [*performance(evidence), *debugging(evidence), *exported(evidence)]
     captions = " ".join(block.caption for block in shown if isinstance(block, (Table, Picture)))
     for words in (
@@ -242,6 +246,18 @@ def test_a_failed_case_is_a_row_with_its_reason_and_a_lane_that_is_not_there_is_
     lines = [line for line in table.rows if line[2] == Cell("failed", "fail")]
     assert [(line[1].text, line[-1].text) for line in lines] == [("JAX\u00a0tuned", "it broke")]
     assert len(table.rows) == len(SERVED) - 1
+
+
+def test_a_latency_has_percentiles_where_the_steps_are_enough(tmp_path: Path) -> None:
+    record = bench("latency", SERVED, size=1)
+    record["rows"][0] |= {"n": 140, "p90": 1.2, "p95": 1.34, "p99": None, "slowest": 1.5}
+    shown = performance(evidence_of(tmp_path, {"bench/latency.json": record, "bench/inference.json": bench("inference", SERVED)}))
+    (table,) = [block for block in shown if isinstance(block, Table) and "latency of a batch" in block.caption]
+    assert "suite latency" in table.caption, "the other suite has no percentile, and no such table"
+    first = [cell.text for cell in table.rows[0]]
+    assert first == ["1", "PyTorch\u00a0default", "1,000 ms", "1,200 ms", "1,340 ms", "n/a", "1,500 ms", "140"]
+    assert [cell.text for cell in table.rows[1]][3:6] == ["n/a"] * 3
+    assert len(table.rows) == len(SERVED)
 
 
 def test_a_warm_compile_cache_is_told_and_shows_no_time_to_a_first_step(tmp_path: Path) -> None:

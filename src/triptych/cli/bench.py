@@ -38,8 +38,8 @@ def bench_command(
     threads: int | None, compile_cache: str | None, data: str | None, seed: int | None, out: Path | None, work: Path, dry_run: bool,
     as_json: bool,
 ) -> None:  # fmt: skip
-    """Time SUITE (quick, resnet50, inference, training, or a .yaml file): ours only with a proof, in interleaved turns; intervals of
-    paired ratios.
+    """Time SUITE (quick, resnet50, inference, latency, training, or a .yaml file): ours only with a proof, in interleaved turns;
+    intervals of paired ratios.
 
     Exit code 4: a proof failed or outputs strayed; 1: another case failed; either way the record holds all rows. `compare`: 6 when
     something became slower, 5 when the records cannot tell.

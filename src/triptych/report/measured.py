@@ -23,7 +23,8 @@ class Certified:
 
 @dataclass(frozen=True, slots=True)
 class Timed:
-    """One row of a benchmark. `median` seconds a batch; `failure` says why there is nothing, `unavailable` that there is no such lane."""
+    """One row of a benchmark. Seconds a batch: `median` is that of turns; `p90`, `p95`, `p99` (None of too few) and `slowest` are of all
+    `n` steps. `failure` says why there is nothing, `unavailable` that there is no such lane."""
 
     framework: str
     model: str
@@ -35,6 +36,10 @@ class Timed:
     median: float | None = None
     interval: tuple[float, ...] | None = None
     n: int = 0
+    p90: float | None = None
+    p95: float | None = None
+    p99: float | None = None
+    slowest: float | None = None
     images_per_second: float | None = None
     build_seconds: float | None = None
     first_call_seconds: float | None = None

@@ -13,7 +13,7 @@ from triptych.report.measured import STOCK, Suite, Timed
 from triptych.report.measurements import SUITES
 from triptych.report.tables import claim_table, columns
 from triptych.report.throughput import speeds, throughput
-from triptych.report.wording import bounds, contestant, duration, listing, memory, mode_title, rate, times
+from triptych.report.wording import bounds, contestant, duration, listing, memory, milliseconds, mode_title, rate, times
 
 NO_BREAK = "\u00a0"
 MARKS = {
@@ -51,6 +51,8 @@ def _suite(suite: Suite) -> Iterator[Block]:
         if timed:
             yield _picture(suite, name, timed)
         yield _table(suite, name, rows)
+        if any(row.p90 for row in timed):
+            yield _latency(suite, name, timed)
         pairs = tuple(_pair_rows(suite, timed))
         if pairs:
             titles = columns(">batch", "first", "second", ">speed of the first over the second", ">95 % interval", "faster")
@@ -92,6 +94,18 @@ def _table(suite: Suite, name: str, rows: Sequence[Timed]) -> Table:
     shown = [row for row in rows if not row.unavailable]
     caption = f"{name}, suite {suite.name}: images a second with 95 % intervals"
     return Table(f"{caption}{_absent(rows)}", titles, tuple(_row(suite, row) for row in shown), suite.command)
+
+
+def _latency(suite: Suite, name: str, rows: Sequence[Timed]) -> Table:
+    titles = columns(">batch", "lane", ">median", ">p90", ">p95", ">p99", ">slowest", ">steps")
+    lines = tuple(
+        (
+            Cell(str(row.batch_size)), Cell(contestant(row.framework, row.lane).replace(" ", NO_BREAK)),
+            *(Cell(milliseconds(value)) for value in (row.median, row.p90, row.p95, row.p99, row.slowest)), Cell(f"{row.n:,}"),
+        )
+        for row in rows
+    )  # fmt: skip
+    return Table(f"{name}, suite {suite.name}: latency of a batch; no percentile of too few steps", titles, lines, suite.command)
 
 
 def _absent(rows: Sequence[Timed]) -> str:

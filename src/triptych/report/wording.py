@@ -60,6 +60,14 @@ def duration(seconds: float | None) -> str:
     return f"{whole // 60} min {whole % 60} s" if whole < 3600 else f"{whole // 3600} h {whole % 3600 // 60} min"
 
 
+def milliseconds(seconds: float | None) -> str:
+    """Three digits: 0.412 ms, 38.1 ms, 1,281 ms; n/a for None."""
+    if seconds is None:
+        return "n/a"
+    value = 1e3 * seconds
+    return f"{value:,.0f} ms" if value >= 100 else f"{value:.3g} ms"
+
+
 def size(count: int) -> str:
     """1.23 G, 40.6 M, 25.6 k."""
     for unit, scale in (("G", 1e9), ("M", 1e6), ("k", 1e3)):
