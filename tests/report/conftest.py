@@ -63,7 +63,7 @@ def _losses(steps: int, phase: float) -> tuple[float, ...]:
 def training() -> ev.Training:
     """Three float32 runs of ResNet-20."""
     runs = [
-        ev.Run(name, _losses(420, phase), correct, 898, seconds, 899)
+        ev.Run(name, _losses(420, phase), (correct, 887, 888), 898, seconds, 899)
         for name, phase, correct, seconds in (("pytorch", 0.0, 887, 61.2), ("tensorflow", 0.2, 886, 94.0), ("jax", 0.4, 889, 143.9))
     ]
     return ev.Training("resnet20", "the embedded digits", "float32", tuple(runs))
@@ -72,7 +72,7 @@ def training() -> ev.Training:
 def short_training() -> ev.Training:
     """A float64 run of 30 steps with its differences and its yardstick."""
     drift = [3e-16 * 2.1**i for i in range(30)]
-    runs = tuple(ev.Run(name, _losses(30, 0.0), 300, 898, 9.0) for name in ("pytorch", "tensorflow", "jax"))
+    runs = tuple(ev.Run(name, _losses(30, 0.0), (300,), 898, 9.0) for name in ("pytorch", "tensorflow", "jax"))
     pairs = {pair: tuple(x * (0.8 + 0.4 * i) if j else 0.0 for j, x in enumerate(drift)) for i, pair in enumerate(PAIRS)}
     weights = {pair: tuple(10 * x for x in series) for pair, series in pairs.items()}
     own = tuple(1.3 * x for x in drift)

@@ -200,10 +200,14 @@ def test_weights_apart_are_the_worst_tensor_of_each_step_for_each_pair(tmp_path)
 
 def test_evidence_of_a_training_holds_differences_and_yardstick():
     made = {
-        "runs": [losses("pytorch", [2.0, 1.0]), losses("jax", [2.0, 1.5]), losses("pytorch", [2.0, 1.25])],
+        "runs": {
+            "pytorch": losses("pytorch", [2.0, 1.0]),
+            "jax": losses("jax", [2.0, 1.5]),
+            "pytorch-one-ulp": losses("pytorch", [2.0, 1.25]),
+        },
         "apart": {"pytorch / jax": [0.0, 1e-3], "pytorch / pytorch-one-ulp": [1e-16, 1e-4], "jax / pytorch-one-ulp": [1.0, 1.0]},
     }
-    training = pipeline._as_evidence(pipeline._job(SHORT), made, FRAMEWORKS)
+    training = pipeline._as_evidence(pipeline._job(SHORT), made, FRAMEWORKS, 1)
     assert [run.framework for run in training.runs] == list(FRAMEWORKS)
     assert training.runs[1].accuracy == 880 / 898
     assert training.loss_difference == {"pytorch / jax": (0.0, 0.5)}
@@ -214,10 +218,25 @@ def test_evidence_of_a_training_holds_differences_and_yardstick():
 
 
 def test_evidence_of_a_training_without_yardstick():
-    made = {"runs": [losses("pytorch", [2.0]), losses("jax", [1.5])], "apart": {}}
-    training = pipeline._as_evidence(pipeline._job(FULL), made, FRAMEWORKS)
+    made = {"runs": {"pytorch": losses("pytorch", [2.0]), "jax": losses("jax", [1.5])}, "apart": {}}
+    training = pipeline._as_evidence(pipeline._job(FULL), made, FRAMEWORKS, 1)
     assert training.loss_difference == {"pytorch / jax": (0.5,)}
     assert (training.loss_self, training.weight_difference, training.weight_self) == ((), {}, ())
+
+
+def test_every_framework_is_trained_with_every_seed_and_judged_by_the_mean():
+    wanted = pipeline._wanted(pipeline._job(FULL), 2, FRAMEWORKS)
+    assert {name: (job.recipe.seed, job.perturbation, framework) for name, (job, framework) in wanted.items()} == {
+        "pytorch": (0, None, "pytorch"), "jax": (0, None, "jax"), "pytorch-seed-1": (1, None, "pytorch"),
+        "jax-seed-1": (1, None, "jax"), "pytorch-one-ulp": (0, 0, "pytorch"),
+    }  # fmt: skip
+    results = {name: {**losses(framework, [2.0, job.recipe.seed]), "correct": 880 + n}
+               for n, (name, (job, framework)) in enumerate(wanted.items())}  # fmt: skip
+    training = pipeline._as_evidence(pipeline._job(FULL), {"runs": results, "apart": {}}, FRAMEWORKS, 2)
+    assert [(run.framework, run.correct, run.losses) for run in training.runs] == [
+        ("pytorch", (880, 882), (2.0, 0.0)), ("jax", (881, 883), (2.0, 0.0)),
+    ]  # fmt: skip
+    assert training.runs[1].accuracy == pytest.approx(882 / 898)
 
 
 @pytest.mark.parametrize("settings", [FULL, SHORT])
@@ -230,7 +249,12 @@ def test_a_job_is_the_standard_recipe_on_the_digits(settings):
 
 @pytest.mark.parametrize("settings", [FULL, SHORT])
 def test_the_command_beside_a_training_trains_the_same(settings):
-    program, command, *arguments = shlex.split(settings.command)
+    once = settings.command
+    if settings.seeds > 1:
+        loop, once = once.removesuffix("; done").split("; do ")
+        assert loop == "for seed in " + " ".join(map(str, range(settings.seeds)))
+        assert "--seed $seed " in once
+    program, command, *arguments = shlex.split(once.replace("$seed", "0"))
     assert (program, command) == ("triptych", "train")
     given = train_command.make_context("train", arguments).params
     job = pipeline._job(settings)
@@ -271,7 +295,8 @@ def trained(monkeypatch) -> list[tuple[str, int | None, Path]]:
 
 def test_evidence_is_gathered_once_and_then_reused(work, trained):
     first = pipeline.evidence(work)
-    assert Counter((name, moved) for name, moved, _ in trained) == {("pytorch", None): 2, ("jax", None): 2, ("pytorch", 0): 2}
+    plain = FULL.seeds + SHORT.seeds
+    assert Counter((name, moved) for name, moved, _ in trained) == {("pytorch", None): plain, ("jax", None): plain, ("pytorch", 0): 2}
     assert len({run / name for name, _, run in trained}) == len(trained)
     assert first.certificates[0].model == "resnet50"
     assert [table.clean for table in first.faults] == ["pass"]
@@ -283,7 +308,7 @@ def test_evidence_is_gathered_once_and_then_reused(work, trained):
     assert {"report", "parity", "faults", "training", "short_training"} <= set(first.commands)
     again = Pipeline(work.runs)
     second = pipeline.evidence(again)
-    assert len(trained) == 6
+    assert len(trained) == 2 * plain + 2
     assert [step.reused for step in work.steps] == [False] * 4
     assert [step.reused for step in again.steps] == [True] * 4
     assert dataclasses.replace(second, steps=first.steps, created=first.created, environment=first.environment) == first

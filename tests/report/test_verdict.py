@@ -10,7 +10,7 @@ from triptych.report.verdict import frameworks, missed_by_usual_check, verdict
 
 
 def with_correct(training, *correct):
-    """`training` with other numbers of correct test images."""
+    """`training` with other numbers of correct test images: a tuple a framework, one number a seed."""
     runs = tuple(dataclasses.replace(run, correct=n) for run, n in zip(training.runs, correct, strict=True))
     return dataclasses.replace(training, runs=runs)
 
@@ -32,14 +32,21 @@ def test_two_frameworks_are_called_two(evidence):
 
 @pytest.mark.parametrize(
     ("correct", "word"),
-    [((887, 883, 886), "PASS"), ((871, 872, 872), "FAIL"), ((887, 882, 886), "FAIL")],
-    ids=["four images apart", "below 97%", "0.56 points apart"],
+    [
+        (((887,), (883,), (886,)), "PASS"),
+        (((871,), (872,), (872,)), "FAIL"),
+        (((887,), (882,), (886,)), "FAIL"),
+        (((890, 884), (884, 888), (887, 886)), "PASS"),
+        (((890, 870), (882, 878), (880, 880)), "FAIL"),
+        (((890, 887, 885), (883, 884, 881), (886, 886, 886)), "FAIL"),
+    ],
+    ids=["four images apart", "below 97%", "0.56 points apart", "one seed apart, not the mean", "one seed below 97%", "means apart"],
 )
 def test_float32_accuracies(evidence, correct, word):
     assert verdict(dataclasses.replace(evidence, training=with_correct(evidence.training, *correct))).word == word
 
 
-@pytest.mark.parametrize(("correct", "word"), [((300, 301, 300), "PASS"), ((300, 302, 300), "FAIL")])
+@pytest.mark.parametrize(("correct", "word"), [(((300,), (301,), (300,)), "PASS"), (((300,), (302,), (300,)), "FAIL")])
 def test_float64_accuracies_within_one_image(evidence, correct, word):
     assert verdict(dataclasses.replace(evidence, short_training=with_correct(evidence.short_training, *correct))).word == word
 

@@ -13,7 +13,7 @@ from triptych.core.tolerance import CUSTOMARY_FORWARD_CHECK
 from triptych.report import figures
 from triptych.report.blocks import Block, Cell, Note, Picture, Section, Table, Text
 from triptych.report.debugging import debugging
-from triptych.report.evidence import Certificate, Context, Curves, Evidence, Fault, FaultTable, Training
+from triptych.report.evidence import Certificate, Context, Curves, Evidence, Fault, FaultTable, Run, Training
 from triptych.report.expected import expected
 from triptych.report.exported import exported
 from triptych.report.lines import MODEL_FILES
@@ -155,9 +155,11 @@ def _training(evidence: Evidence) -> Iterator[Block]:
     if training is None or not training.runs:
         yield Note(f"No training run: {evidence.why_missing('training')}.")
     else:
+        seeds = len(training.runs[0].correct)
+        each = f" With each of {seeds} seeds, that is; curves and differences are the first one's." if seeds > 1 else ""
         yield Text(
             f"{training.model} is trained on {training.dataset} from one initialization, on identical batches, with one recipe, natively "
-            f"in {listing([framework_title(run.framework) for run in training.runs])}, in {training.precision}."
+            f"in {listing([framework_title(run.framework) for run in training.runs])}, in {training.precision}.{each}"
         )
         ends = "; ".join(f"{framework_title(r.framework)} ends at {short(r.losses[-1])}" for r in training.runs if r.losses)
         if ends:
@@ -173,13 +175,19 @@ def _training(evidence: Evidence) -> Iterator[Block]:
 def _run_table(training: Training, command: str | None) -> Table:
     rows = tuple(
         (
-            Cell(framework_title(run.framework)), Cell(f"{run.accuracy:.2%}"), Cell(f"{run.correct:,} of {run.test_images:,}"),
+            Cell(framework_title(run.framework)), Cell(f"{run.accuracy:.2%}"), Cell(_images_right(run)),
             Cell(number(len(run.losses))), Cell(short(run.losses[-1]) if run.losses else "–"), Cell(duration(run.seconds)),
         )
         for run in training.runs
     )  # fmt: skip
     titles = columns("framework", ">test accuracy", ">images right", ">steps", ">last loss", ">time")
-    return Table(f"{training.model} on {training.dataset}, {training.precision}", titles, rows, command)
+    several = len(training.runs[0].correct) > 1
+    seeds = "; accuracy: the mean over the seeds; steps, loss and time: the first seed's" if several else ""
+    return Table(f"{training.model} on {training.dataset}, {training.precision}{seeds}", titles, rows, command)
+
+
+def _images_right(run: Run) -> str:
+    return f"{listing([f'{correct:,}' for correct in run.correct])} of {run.test_images:,}"
 
 
 def _short_training(evidence: Evidence) -> Iterator[Block]:

@@ -81,27 +81,27 @@ class Certificate:
 
 @dataclass(frozen=True, slots=True)
 class Run:
-    """One framework's training run: the loss of every step, and what it reached on the test images."""
+    """One framework's training: the loss of every step and the time of its first seed, and the test images that each seed got right."""
 
     framework: str
     losses: tuple[float, ...]
-    correct: int
+    correct: tuple[int, ...]
     test_images: int
     seconds: float | None = None
     train_images: int | None = None
 
     @property
     def accuracy(self) -> float:
-        """Share of test images classified right."""
-        return self.correct / self.test_images
+        """Share of test images classified right, the mean over the seeds."""
+        return sum(self.correct) / len(self.correct) / self.test_images
 
 
 @dataclass(frozen=True, slots=True)
 class Training:
-    """One model trained from one initialization on identical batches in several frameworks; one seed, one precision.
+    """One model trained in several frameworks, with each seed from one initialization on identical batches; one precision.
 
-    `loss_difference`, `weight_difference`: per pair of frameworks, per step; `loss_self`, `weight_self`: one framework
-    against itself with its initial weights moved by one unit in the last place.
+    All differences are of the first seed, a number a step. `loss_difference`, `weight_difference`: per pair of frameworks; `loss_self`,
+    `weight_self`: one framework against itself with its initial weights moved by one unit in the last place.
     """
 
     model: str
