@@ -250,6 +250,16 @@ def test_newer_writers_may_add_keys_and_a_missing_one_is_named(evidence):
         ev.from_dict({"schema": 99})
 
 
+@pytest.mark.parametrize(
+    ("correct", "said"), [([], "one number a seed"), ([899, 1], "899, 1. of 898"), (886, "Run.correct is 886"), ([886], "1, 3, 3 seeds")]
+)
+def test_a_training_without_a_sound_number_of_images_for_every_seed_is_refused(evidence, correct, said):
+    data = json.loads(json.dumps(ev.to_dict(evidence)))
+    data["training"]["runs"][0]["correct"] = correct
+    with pytest.raises(InputRefused, match=said):
+        ev.from_dict(data)
+
+
 def test_evidence_that_is_not_json_is_refused_by_name(tmp_path: Path):
     (tmp_path / "evidence.json").write_text("[1")
     with pytest.raises(InputRefused, match=r"evidence\.json"):

@@ -90,6 +90,12 @@ class Run:
     seconds: float | None = None
     train_images: int | None = None
 
+    def __post_init__(self) -> None:
+        if not (self.correct and all(0 <= correct <= self.test_images for correct in self.correct) and self.test_images > 0):
+            raise InputRefused(
+                f"Run.correct is {list(self.correct)} of {self.test_images} test images; it must hold one number a seed, none above that"
+            )
+
     @property
     def accuracy(self) -> float:
         """Share of test images classified right, the mean over the seeds."""
@@ -113,6 +119,11 @@ class Training:
     loss_self: tuple[float, ...] = ()
     weight_difference: dict[str, tuple[float, ...]] = field(default_factory=dict)
     weight_self: tuple[float, ...] = ()
+
+    def __post_init__(self) -> None:
+        seeds = [len(run.correct) for run in self.runs]
+        if len(set(seeds)) > 1:
+            raise InputRefused(f"the runs have {', '.join(map(str, seeds))} seeds; every framework must be trained with the same ones")
 
 
 @dataclass(frozen=True, slots=True)
